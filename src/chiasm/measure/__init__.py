@@ -1,0 +1,1 @@
+"""Figures of spaces and rankings: functions on arrays, no models."""
