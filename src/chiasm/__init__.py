@@ -28,7 +28,18 @@ _LAZY = {
     "methods": "chiasm.catalog",
 }
 
-__all__ = ["ChiasmError", "Embeddings", "Fingerprint", "Item", "Sound", "Space", "Store", "__version__", "load", "methods"]
+__all__ = [
+    "ChiasmError",
+    "Embeddings",
+    "Fingerprint",
+    "Item",
+    "Sound",
+    "Space",
+    "Store",
+    "__version__",
+    "load",
+    "methods",
+]
 
 if TYPE_CHECKING:
     from chiasm.catalog import methods
