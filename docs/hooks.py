@@ -31,4 +31,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _index(found: list[Method]) -> str:
     rows = [f"| [{m.title}]({m.slug}.md) | {m.kind} | {m.year} | {'; '.join(m.symptoms)} |" for m in found]
-    return "\n".join(["# Methods", "", "| method | kind | year | what you see when you need it |", "|---|---|---|---|", *rows, ""])
+    return "\n".join(
+        ["# Methods", "", "| method | kind | year | what you see when you need it |", "|---|---|---|---|", *rows, ""]
+    )
