@@ -98,7 +98,9 @@ class Embeddings:
                 names = json.loads((file.metadata() or {})["chiasm"])
         except (OSError, SafetensorError, KeyError) as error:
             raise BadInput(f"not an embeddings file ({error})", where=str(path)) from error
-        return cls(arrays["vectors"], names["ids"], names["modality"], arrays.get("tokens"), arrays.get("mask"), names["space"])
+        return cls(
+            arrays["vectors"], names["ids"], names["modality"], arrays.get("tokens"), arrays.get("mask"), names["space"]
+        )
 
 
 def check_finite(vectors: np.ndarray, where: str) -> None:

@@ -91,4 +91,6 @@ def missing_extra(feature: str, extra: str, package: str) -> MissingExtra:
         extra: the extra of ``pyproject.toml`` that brings it.
         package: the package that could not be imported.
     """
-    return MissingExtra(f"{feature} needs the package {package!r}", fix=f"Install it with: pip install 'chiasm[{extra}]'")
+    return MissingExtra(
+        f"{feature} needs the package {package!r}", fix=f"Install it with: pip install 'chiasm[{extra}]'"
+    )

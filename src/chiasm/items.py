@@ -60,7 +60,9 @@ class Item:
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
-            raise BadInput(f"modality {self.modality!r} does not exist", where="Item", fix=f"Use one of {', '.join(MODALITIES)}")
+            raise BadInput(
+                f"modality {self.modality!r} does not exist", where="Item", fix=f"Use one of {', '.join(MODALITIES)}"
+            )
         if not self.sha256 and not self.uri:
             object.__setattr__(self, "sha256", content_hash(self.content))
         if not self.id:
