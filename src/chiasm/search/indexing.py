@@ -56,7 +56,6 @@ def known_files(table: Any, folders: Sequence[str] | None = None) -> dict[str, K
 
 def index_paths(
     writer: Writer,
-    space: Space,
     roots: Sequence[Path],
     *,
     remove_vanished: bool,
@@ -66,7 +65,6 @@ def index_paths(
 
     Args:
         writer: commits the rows.
-        space: its ``dim`` must be the table's.
         roots: files and folders.
         remove_vanished: delete the rows of files that are gone below ``roots``.
         encode: paths -> `FileResult` in any order, see `chiasm.encode.pipeline.encode_files`.

@@ -87,21 +87,36 @@ class Store(StoreFolder):
         if isinstance(source, Embeddings):
             return self.add_embeddings(source)
         paths, items = _sort_source(source)
-        space = self.space if self._space is not None or self.header.space is not None else self._no_space()
-        with self.writing(SpaceRecord.of(space.name, space.fingerprint)) as writer:
-            if paths:
-                from chiasm.encode.pipeline import encode_files
-
-                def encode(todo: list[Path]) -> Iterator[Any]:
-                    if not todo:  # nothing to read: the feature cache is not even opened
-                        return iter(())
-                    return encode_files(space, todo, workers=workers, batch_size=batch_size, progress=progress)
-
-                report = indexing.index_paths(writer, space, paths, remove_vanished=vanished, encode=encode)
-            else:
+        if not paths:
+            space = self._encoder()
+            with self.writing(SpaceRecord.of(space.name, space.fingerprint)) as writer:
                 report = indexing.index_items(writer, space, items, batch_size=batch_size, progress=progress)
+                self._finish(writer)
+            return report
+
+        def encode(todo: list[Path]) -> Iterator[Any]:
+            if not todo:  # nothing to read: neither the space nor the feature cache is opened
+                return iter(())
+            from chiasm.encode.pipeline import encode_files
+
+            return encode_files(self.space, todo, workers=workers, batch_size=batch_size, progress=progress)
+
+        with self.writing(self._record_to_write()) as writer:
+            report = indexing.index_paths(writer, paths, remove_vanished=vanished, encode=encode)
             self._finish(writer)
         return report
+
+    def _record_to_write(self) -> SpaceRecord:
+        """The store's own record where nothing says otherwise: a run that finds nothing new needs no network."""
+        own = self.header.space
+        if own is not None and not own.imported and (self._space is None or self._space == own.name):
+            return own
+        space = self._encoder()
+        return SpaceRecord.of(space.name, space.fingerprint)
+
+    def _encoder(self) -> Space:
+        """The space to encode with; the store's own is loaded if none was given."""
+        return self.space if self._space is not None or self.header.space is not None else self._no_space()
 
     def _no_space(self) -> Space:
         raise BadInput("needs a space to encode with", where=str(self.path), fix='Open it with Store(path, "pocket")')
