@@ -131,7 +131,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, tiny_clip: Path):
             folder / f"{n}.png", compress_level=1
         )
     call = [sys.executable, "-m", "chiasm", "index", str(folder), "--store", str(store), "--space", str(tiny_clip)]
-    process = subprocess.Popen([*call, "--batch-size", "1", "--workers", "1"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*call, "--batch-size", "1", "--workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as a test run may be one, inherits a deaf ear to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     header, deadline = store / "chiasm.json", time.monotonic() + 120
     while not header.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -27,7 +27,7 @@ def as_rows(vectors: Any, where: str, *, normalize: bool = True) -> Any:
     if vectors.ndim != 2:
         raise BadInput(f"vectors must be [N, D], got shape {tuple(vectors.shape)}", where=where)
     rows = xp.astype(vectors, xp.float32, copy=False)
-    norms = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+    norms = xp.sqrt(xp.vecdot(rows, rows))[:, None]  # without a second [N, D] array
     # A row's norm is not finite if one of its values is not (or if its square overflows float32, just as useless).
     bad = xp.logical_not(xp.isfinite(norms))
     if bool(xp.any(bad)):

@@ -124,9 +124,9 @@ class InverseGraphConvolution(Correction):
     def _transform_block(self, block: Any, mean: list[Any]) -> Any:
         shifts = [self._shift(block, step, bank, m) for (step, bank), m in zip(self.banks_, mean, strict=True)]
         if self.joint or len(shifts) == 1:
-            return _unit_or(block, block - sum(shifts))
+            return _unit_or(block, block - sum(shifts[1:], start=shifts[0]))
         halves = [_unit_or(block, block - shift) for shift in shifts]
-        return _unit_or(block, sum(halves) / len(halves))
+        return _unit_or(block, sum(halves[1:], start=halves[0]) / len(halves))
 
     def _mean_similarity(self, gallery: Any, bank: Any) -> Any:
         """The scalar mean of W over the whole gallery, or None without centering."""
@@ -142,7 +142,10 @@ class InverseGraphConvolution(Correction):
             if self.safe:
                 step = min(step, 1.0 / bank.top_eigenvalue) if bank.top_eigenvalue > 0 else step
             aggregate = block @ bank.second
-            return step * (aggregate if mean is None else aggregate - mean * bank.mean)
+            if mean is not None:
+                aggregate -= mean * bank.mean
+            aggregate *= step
+            return aggregate
         return step * self._local(block, bank, mean)
 
     def _local(self, block: Any, bank: Any, mean: Any) -> Any:
@@ -184,8 +187,9 @@ def grid(*, local: bool = False, pool_rate: float = 0.01) -> list[InverseGraphCo
 
 
 def _unit_or(fallback: Any, rows: Any) -> Any:
-    """Rows of unit length; a row that vanished is replaced by the item as it was."""
+    """Rows (which are ours) scaled to unit length in place; a row that vanished is replaced by the item as it was."""
     xp = array_namespace(rows)
-    norm = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
+    norm = xp.sqrt(xp.vecdot(rows, rows))[:, None]
     gone = norm < 1e-6
-    return xp.where(gone, fallback, rows / xp.where(gone, xp.ones_like(norm), norm))
+    rows /= xp.where(gone, xp.ones_like(norm), norm)
+    return xp.where(gone, fallback, rows) if bool(xp.any(gone)) else rows
