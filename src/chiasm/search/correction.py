@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chiasm.search.store import Store
 
 
-def apply(store: Store, correction: Any, queries: Any = None) -> None:
+def apply(store: Store, correction: Any, queries: Any = None, items: Any = None) -> None:
     """See `Store.correct`.
 
     The header says "not applied yet" from before the commit until after it, so that a crash between the two shows in
@@ -29,7 +29,7 @@ def apply(store: Store, correction: Any, queries: Any = None) -> None:
             name, bias = "", np.zeros(len(snapshot.seq), np.float32)
         else:
             name = type(correction).__name__
-            correction.fit(snapshot.vectors, queries=bank, items=None)
+            correction.fit(snapshot.vectors, queries=bank, items=items)
             bias = _checked_bias(correction, len(snapshot.seq))
         neutral = float(bias.mean())
         store.set_header(CorrectionRecord(name, False, neutral))

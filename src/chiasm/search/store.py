@@ -302,23 +302,24 @@ class Store(StoreFolder):
             raise BadInput("is empty, there is nothing to export", where=str(self.path))
         return export_table(snapshot.table, Path(path).expanduser(), format)
 
-    def correct(self, correction: Any, queries: Any = None) -> None:
+    def correct(self, correction: Any, queries: Any = None, *, items: Any = None) -> None:
         """Applies a correction to every later search at no cost, or removes it.
 
         The correction is fitted on all vectors of the store (memory-mapped, ``[M, D]``); its ``bias_`` is added to the
         scores from then on. Items added later get the mean bias until the correction is applied again.
 
         Args:
-            correction: an object with ``fit(gallery, queries=..., items=None)`` and then ``bias_`` ``[M]``, such as
+            correction: an object with ``fit(gallery, queries=..., items=...)`` and then ``bias_`` ``[M]``, such as
                 those of `chiasm.correct`; None restores plain scores.
             queries: past queries: strings, or vectors ``[Q, D]``; what they are for is the correction's matter.
+            items: bank of old items, vectors ``[B, D]``, for corrections that use one.
 
         Raises:
             BadInput: an empty store, or a bias of another length or with values that are not finite.
         """
         from chiasm.search.correction import apply
 
-        apply(self, correction, queries)
+        apply(self, correction, queries, items)
 
     def __enter__(self) -> Store:
         return self
