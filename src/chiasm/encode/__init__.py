@@ -90,6 +90,7 @@ def load(name: str, *, device: str | None = None) -> ModelSpace:
         else:
             model, revision = open_model(full, device)
             space = ModelSpace(model, full, revision=revision)
+        space.model.eval()  # once here, so that no batch has to switch a thousand modules there and back
         while len(_loaded) >= _KEPT:
             del _loaded[next(iter(_loaded))]
         _loaded[key] = space
