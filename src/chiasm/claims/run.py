@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.catalog import Method, folder_name, method
+from chiasm.catalog import PACKAGE, Method, folder_name, method
 from chiasm.claims.claim import Claim, Row, Verdict
 from chiasm.claims.data import Data
 from chiasm.errors import BadInput, ChiasmError
@@ -147,17 +147,19 @@ def _provenance(found: Method, data: Data) -> dict[str, Any]:
 
 
 def _commit(path: Path) -> str:
+    """The commit of the code, ``-dirty`` if a source of the package was changed since; ``""`` outside a checkout."""
+
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(PACKAGE), *words]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(
-            ["git", "-C", str(path), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        if not git("ls-files", "--", str(path / "claim.py")):
+            return ""  # installed into somebody else's checkout: the version says which code it was
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(PACKAGE))
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return ""  # installed from a wheel: the version says which code it was
-    return done.stdout.strip()
+        return ""
 
 
 def _cpu_name() -> str:
