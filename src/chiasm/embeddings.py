@@ -64,10 +64,11 @@ class Embeddings:
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> Embeddings:
         """The rows given by a slice, indices or a boolean mask."""
         index = np.arange(len(self))[rows]
+        places: list[int] = index.tolist()
         return Embeddings(
             self.vectors[index],
-            [self.ids[i] for i in index],
-            [self.modality[i] for i in index],
+            [self.ids[i] for i in places],
+            [self.modality[i] for i in places],
             None if self.tokens is None else self.tokens[index],
             None if self.mask is None else self.mask[index],
             self.space,
