@@ -19,7 +19,8 @@ from chiasm.measure.ranking import evaluate_lists
 from chiasm.worlds.pairs import PairWorld
 
 VIDEO, TITLES, COCO = "MSR-VTT 1k-A, text to video", "MSR-VTT 1k-A, video to text", "COCO pairs (CLIP), image to text"
-AERIAL = "aerial photographs (pocket), text to image"
+AERIAL, COCO_PHOTOS = "aerial photographs (pocket), text to image", "COCO photographs (pocket), text to image"
+FLICKR = "Flickr8k (CLIP), text to image"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def of_world(name: str, world: PairWorld) -> Task:
 
 def real_tasks(seed: int, data: Data) -> Iterator[tuple[Task, Task]]:
     """The real tasks that this machine has data for, each with its validation task."""
-    for load in (_msrvtt, _coco, _aerial):
+    for load in (_msrvtt, _coco, _flickr, _coco_photos, _aerial):
         yield from load(seed, data)
 
 
@@ -147,6 +148,44 @@ def _coco(seed: int, data: Data) -> Iterator[tuple[Task, Task]]:
         return Task(COCO, image[rows], text[rows], Positives.of(None, len(rows), len(rows)), image[bank], text[bank])
 
     yield task(test), task(validation)
+
+
+def _flickr(seed: int, data: Data) -> Iterator[tuple[Task, Task]]:
+    """Captions of few photographs among many that nobody asks for; other photographs are the item bank."""
+    folder = data.folder("clip_real_features")
+    if folder is None:
+        return
+    with np.load(folder / "flickr8k_pairs.npz") as file:
+        image, text, image_of = unit(file["image"]), unit(file["text"]), file["text_to_image"]
+    others, items = (unit(np.load(folder / f"flickr8k_image_{part}.npy")) for part in ("test", "train"))
+    others = others[(others @ image.T).max(axis=1) < 0.999]  # the same photographs may be in both files
+    bank, validation, test = _split(len(image), seed)
+
+    def task(rows: np.ndarray) -> Task:
+        captions = np.flatnonzero(np.isin(image_of, rows))
+        place = np.full(len(image), -1)
+        place[rows] = np.arange(len(rows))
+        gallery = np.concatenate([image[rows], others])
+        right = Positives.of(place[image_of[captions]], len(captions), len(gallery))
+        return Task(FLICKR, text[captions], gallery, right, text[np.isin(image_of, bank)], items)
+
+    yield task(test), task(validation)
+
+
+def _coco_photos(seed: int, data: Data) -> Iterator[tuple[Task, Task]]:
+    """The set has no validation part: half of the training photographs choose strengths with the other half as their bank."""
+    found = None if data.smoke else captioned(data, "photo_captions_en_mini")
+    if found is None:
+        return
+    first, second = np.array_split(np.random.default_rng(seed).permutation(found.rows("train")), 2)
+
+    def task(items: np.ndarray, bank: np.ndarray) -> Task:
+        captions = found.captions_of(items)
+        right = found.positives(captions, items)
+        query_bank = found.texts[found.captions_of(bank)]
+        return Task(COCO_PHOTOS, found.texts[captions], found.images[items], right, query_bank, found.images[bank])
+
+    yield task(found.rows("test"), found.rows("train")), task(second, first)
 
 
 def _aerial(seed: int, data: Data) -> Iterator[tuple[Task, Task]]:

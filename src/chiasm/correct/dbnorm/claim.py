@@ -10,7 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from chiasm.claims import Claim, Data, Gate, Row
-from chiasm.claims.banked import AERIAL, COCO, TITLES, VIDEO, Task, best, measure, of_world, real_tasks
+from chiasm.claims.banked import (
+    AERIAL,
+    COCO,
+    COCO_PHOTOS,
+    FLICKR,
+    TITLES,
+    VIDEO,
+    Task,
+    best,
+    measure,
+    of_world,
+    real_tasks,
+)
 from chiasm.correct.bias import Correction
 from chiasm.correct.dbnorm import (
     CSLS,
@@ -70,6 +82,8 @@ CLAIM = Claim(
         Gate(VIDEO, "DualIS", "raw", "R@1", "gain", 0.0),
         Gate(TITLES, "DualIS", "raw", "R@1", "gain", 0.0),
         Gate(COCO, "DualIS", "raw", "R@1", "gain", 0.0),
+        Gate(FLICKR, "DualIS", "raw", "R@1", "gain", 0.0),
+        Gate(COCO_PHOTOS, "DualIS", "raw", "R@1", "gain", 0.0),
         Gate(AERIAL, "DualIS", "raw", "R@1", "gain", 0.0),
         Gate(CLEAN, "DualIS", "raw", "R@1", "within", 1.0, control=True),
         Gate(CLEAN, "DualIS", "raw", "skew N_10", "within", 0.5, control=True),
@@ -77,6 +91,6 @@ CLAIM = Claim(
     ),
     seeds=(0, 1, 2),
     cpu_seconds=120,
-    data=("clip_real_features", "aerial_captions_en"),
+    data=("clip_real_features", "photo_captions_en_mini", "aerial_captions_en"),
     note="The MSR-VTT matrix has no item-item similarities, so DualIS has only its query bank there.",
 )
