@@ -6,7 +6,6 @@ a result, and it may be deleted at any moment.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sqlite3
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from chiasm.items import Item
 
@@ -92,8 +93,9 @@ class FeatureCache:
         try:
             if zlib.crc32(blob) != crc:
                 return None
-            entry = Entry(json.loads(items), np.load(io.BytesIO(blob), allow_pickle=False))
-        except (ValueError, OSError, EOFError):
+            # Not the npy format: its header is parsed by ast, which is not thread-safe in CPython 3.11.
+            entry = Entry(json.loads(items), load(blob)["vectors"].copy())
+        except (ValueError, KeyError, SafetensorError):
             return None
         self._touch(key)
         return entry
@@ -110,9 +112,8 @@ class FeatureCache:
             vectors: float32 ``[n, D]``, given back bit for bit.
             kind: as in `get`.
         """
-        stream = io.BytesIO()
-        np.save(stream, np.ascontiguousarray(vectors, dtype=np.float32), allow_pickle=False)
-        blob, text = stream.getvalue(), json.dumps(list(items), ensure_ascii=True)
+        blob = save({"vectors": np.ascontiguousarray(vectors, dtype=np.float32)})
+        text = json.dumps(list(items), ensure_ascii=True)
         row = (_key(sha256, space, kind), text, blob, zlib.crc32(blob), len(blob) + len(text), time.time())
         self._run(lambda c: c.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row))
         self._since_prune += row[4]
