@@ -60,6 +60,10 @@ class StoreLocked(StoreError):
     """Another process is writing to the store."""
 
 
+class TrainingDiverged(ChiasmError):
+    """The loss became NaN or infinite; the message names the step and the pairs."""
+
+
 class DataNotFound(ChiasmError):
     """A data set that a claim or benchmark needs is not on this machine."""
 
