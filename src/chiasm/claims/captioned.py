@@ -78,11 +78,7 @@ def captioned(data: Data, name: str, *, space: Any = "pocket") -> Captioned | No
     Raises:
         BadInput: a set that this function does not know.
     """
-    if name not in _SETS:
-        raise BadInput(
-            f"{name!r} is not a set of captioned photographs", where="captioned", fix=f"Use one of {', '.join(_SETS)}"
-        )
-    folder = data.folder(name)
+    folder = _folder(data, name)
     if folder is None:
         return None
     from chiasm.encode import load
@@ -90,8 +86,7 @@ def captioned(data: Data, name: str, *, space: Any = "pocket") -> Captioned | No
 
     if isinstance(space, str):
         space = load(space)
-    table, column = _SETS[name]
-    items = [json.loads(line) for line in (folder / table).read_text(encoding="utf-8").splitlines()]
+    items, column = _items(folder, name)
     sentences = [s for item in items for s in item[column]]
     image_of = np.repeat(np.arange(len(items)), [len(item[column]) for item in items])
     kept = default_folder() / "captioned" / f"{name}-{data.used[name]}-{space.fingerprint.digest}.safetensors"
@@ -111,6 +106,99 @@ def captioned(data: Data, name: str, *, space: Any = "pocket") -> Captioned | No
         sentences,
         [item.get("label", "") for item in items],
     )
+
+
+@dataclass(frozen=True)
+class CaptionedPatches:
+    """Photographs as patch vectors, and their sentences.
+
+    Args:
+        patches: float32 ``[N, grid * grid, D]``: features of the pocket network, projected on the main directions of
+            the training photographs and scaled to unit variance over all.
+        split: ``[N]``, the split of each photograph.
+        image_of: int ``[C]``, the photograph of each sentence.
+        sentences: C strings.
+        labels: N class names, empty strings where the set has none.
+    """
+
+    patches: np.ndarray
+    split: np.ndarray
+    image_of: np.ndarray
+    sentences: Sequence[str]
+    labels: Sequence[str]
+
+
+def captioned_patches(data: Data, name: str, *, grid: int = 4, dim: int = 256) -> CaptionedPatches | None:
+    """A set of captioned photographs as patches of the pocket network, or None if the set is not on this machine.
+
+    Args:
+        data: where real data is.
+        name: as in `captioned`.
+        grid: the raster.
+        dim: length D of a patch vector, at most 1280.
+    """
+    folder = _folder(data, name)
+    if folder is None:
+        return None
+    from safetensors.numpy import load_file, save_file
+
+    from chiasm.encode.cache import default_folder
+
+    items, column = _items(folder, name)
+    split = np.array([item["split"] for item in items])
+    kept = default_folder() / "captioned" / f"{name}-{data.used[name]}-cells{grid}x{dim}.safetensors"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        cells = _cells(_pictures(folder, [item["id"] for item in items]), grid)
+        save_file({"patches": _projected(cells, split == "train", dim)}, kept)
+    return CaptionedPatches(
+        load_file(kept)["patches"].astype(np.float32),
+        split,
+        np.repeat(np.arange(len(items)), [len(item[column]) for item in items]),
+        [s for item in items for s in item[column]],
+        [item.get("label", "") for item in items],
+    )
+
+
+def _folder(data: Data, name: str) -> Path | None:
+    if name not in _SETS:
+        raise BadInput(
+            f"{name!r} is not a set of captioned photographs", where="captioned", fix=f"Use one of {', '.join(_SETS)}"
+        )
+    return data.folder(name)
+
+
+def _items(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
+    """The table of a set, and the column that holds its captions."""
+    table, column = _SETS[name]
+    return [json.loads(line) for line in (folder / table).read_text(encoding="utf-8").splitlines()], column
+
+
+def _cells(pictures: Any, grid: int) -> np.ndarray:
+    """Float16 ``[N, grid * grid, 1280]``."""
+    from itertools import islice
+
+    import torch
+
+    from chiasm.encode.pocket.image import PocketImage
+
+    network = PocketImage.pretrained().eval()
+    parts, stream = [], iter(pictures)
+    with torch.inference_mode():
+        while batch := list(islice(stream, 8)):
+            parts.append(network.cells(network.preprocess(batch), grid).half().numpy())
+    return np.concatenate(parts)
+
+
+def _projected(cells: np.ndarray, train: np.ndarray, dim: int) -> np.ndarray:
+    """The main directions of the training cells, float16; nothing is learned from the other photographs."""
+    known = cells[train].reshape(-1, cells.shape[2]).astype(np.float32)
+    mean = known.mean(axis=0)
+    covariance = np.cov(known - mean, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
+    axes = vectors[:, ::-1][:, :dim]
+    scale = np.sqrt(values[::-1][:dim].mean())
+    return (((cells.astype(np.float32) - mean) @ axes) / scale).astype(np.float16)
 
 
 def _pictures(folder: Path, ids: list[str]) -> Any:

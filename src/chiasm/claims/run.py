@@ -97,7 +97,7 @@ def reproduce(
         "cpu_seconds_budget": claim.cpu_seconds,
         "note": claim.note,
         "smoke": data.smoke,
-        "provenance": _provenance(found, data),
+        "provenance": provenance(data, code=code_hash(found), source=found.path / "claim.py"),
     }
     if not data.smoke:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,13 +121,25 @@ def changed(found: Iterable[Method], out: Path = RESULTS) -> list[Method]:
 
 def code_hash(found: Method) -> str:
     """12 hex digits over the sources of a method's room folder (tests and the page left out)."""
+    return sources_hash(found.path.rglob("*.py"))
+
+
+def sources_hash(paths: Iterable[Path]) -> str:
+    """12 hex digits over some sources; tests among them do not count."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in found.path.rglob("*.py") if not p.name.startswith("test_")):
+    for path in sorted(p for p in paths if not p.name.startswith("test_")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _provenance(found: Method, data: Data) -> dict[str, Any]:
+def provenance(data: Data, *, code: str, source: Path) -> dict[str, Any]:
+    """What a figure was measured with.
+
+    Args:
+        data: remembers which sets were used.
+        code: hash of the sources that decide the figure.
+        source: one of them, by which the commit is found.
+    """
     versions = {}
     for name in _PACKAGES:
         try:
@@ -135,8 +147,8 @@ def _provenance(found: Method, data: Data) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "commit": _commit(found.path),
-        "code": code_hash(found),
+        "commit": _commit(source),
+        "code": code,
         "versions": versions,
         "python": platform.python_version(),
         "cpu": _cpu_name(),
@@ -154,7 +166,7 @@ def _commit(path: Path) -> str:
         return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        if not git("ls-files", "--", str(path / "claim.py")):
+        if not git("ls-files", "--", str(path)):
             return ""  # installed into somebody else's checkout: the version says which code it was
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(PACKAGE))
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from chiasm.errors import BadInput, missing_extra
 from chiasm.learn.momentum import Momentum
@@ -166,11 +167,14 @@ def train(
             disable_tqdm=not progress,
             use_cpu=device == "cpu" or not torch.cuda.is_available(),
             dataloader_pin_memory=False,
+            # Each route is called on its own, so within one call the parameters of the others are never used.
+            ddp_find_unused_parameters=False,
         )
         own: list[Any] = [_Progress(loss, report)]
         if evaluates and patience:
             own.append(EarlyStoppingCallback(patience))
         averaged = _Average(model, stage.average) if stage.average is not None else None
+        _give_sizes(loss, pairs, routes)
         groups = _parameter_groups(model, loss, weight_decay)
         made = (optimizer or _adamw)(groups, stage.rate)
         trainer = PairTrainer(
@@ -205,6 +209,24 @@ def _check(pairs: Pairs, batch_size: int) -> None:
         raise BadInput(f"{len(pairs)} pair", where="train", fix="A contrast needs at least two pairs")
     if batch_size < 2:
         raise BadInput(f"batch_size {batch_size}", where="train", fix="A contrast needs at least two pairs in a batch")
+
+
+def _give_sizes(loss: nn.Module, pairs: Pairs, routes: Mapping[str, str] | None) -> None:
+    """Lets lazy parts of the objective (`torch.nn.LazyLinear`) see two pairs, so that they have sizes before the optimizer."""
+    if not any(is_lazy(parameter) for parameter in loss.parameters()):
+        return
+    device = next(p.device for p in loss.parameters() if not is_lazy(p))
+    batch = PairCollator(pairs, routes)(list(pairs[:2].dataset()))
+    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    columns = [
+        {k.removeprefix(f"{column}_"): v for k, v in batch.items() if k.startswith(f"{column}_")}
+        for column in pairs.columns
+    ]
+    was_training = loss.training
+    loss.eval()
+    with torch.no_grad():
+        loss(columns, batch["label"])
+    loss.train(was_training)
 
 
 def _adamw(groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:

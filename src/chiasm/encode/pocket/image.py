@@ -108,14 +108,31 @@ class PocketImage(InputModule):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds ``image_features`` ``[N, 1280]`` and ``class_logits`` ``[N, 1000]``."""
-        pixels: Tensor = features["pixel_values"]
-        weight = self.network._fc.weight
-        # Permuting [N, H, W, 3] gives a channels-last tensor without a copy. 127 and 128 are the reference's values.
-        x = pixels.permute(0, 3, 1, 2).to(weight.device, weight.dtype).sub(127.0).div(128.0)
-        pooled = self.network.extract_features(x).mean(dim=(2, 3))
+        pooled = self._maps(features["pixel_values"]).mean(dim=(2, 3))
         features["image_features"] = pooled
         features["class_logits"] = self.network._fc(pooled)
         return features
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        weight = self.network._fc.weight
+        # Permuting [N, H, W, 3] gives a channels-last tensor without a copy. 127 and 128 are the reference's values.
+        x = pixels.permute(0, 3, 1, 2).to(weight.device, weight.dtype).sub(127.0).div(128.0)
+        return self.network.extract_features(x)
+
+    def cells(self, features: dict[str, Any], grid: int = 4) -> Tensor:
+        """Features of a ``grid x grid`` raster of the picture, ``[N, grid * grid, 1280]``, row by row.
+
+        Args:
+            features: what `preprocess` returned.
+            grid: at most 7, the raster of the network; smaller ones average over it.
+
+        Raises:
+            BadInput: a grid outside 1 .. 7.
+        """
+        if not 1 <= grid <= 7:
+            raise BadInput(f"grid is {grid}", where="PocketImage.cells", fix="Use 1 .. 7")
+        maps = nn.functional.adaptive_avg_pool2d(self._maps(features["pixel_values"]), grid)
+        return maps.flatten(2).transpose(1, 2)
 
     def get_embedding_dimension(self) -> int:
         return FEATURES
