@@ -74,11 +74,11 @@ def _search_block(xp: Any, queries: Any, gallery: Any, bias: Any, chunk: int | N
             values = queries @ xp.permute_dims(block, (1, 0))
         if bias is not None:
             values += bias[None, begin:end]
-        _take(xp, values, begin, scores, rows)
+        take_best(xp, values, begin, scores, rows)
         begin = end
 
 
-def _take(xp: Any, values: Any, first_row: int, scores: np.ndarray, rows: np.ndarray) -> None:
+def take_best(xp: Any, values: Any, first_row: int, scores: np.ndarray, rows: np.ndarray) -> None:
     """Merges the scores ``[q, n]`` of one chunk into the best so far."""
     k = scores.shape[1]
     # Later rows lose ties, so only a strictly better score enters; NaN never passes the comparison.

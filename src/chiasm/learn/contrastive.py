@@ -42,6 +42,7 @@ def info_nce(
     directions: Directions = "both",
     stop_gradient: Literal["a", "b"] | None = None,
     several: Several = "mean",
+    weights: tuple[Tensor, Tensor] | Tensor | None = None,
     chunk: int | None = None,
 ) -> dict[str, Tensor]:
     """InfoNCE between two sets of vectors, streamed over blocks of rows.
@@ -63,6 +64,8 @@ def info_nce(
         stop_gradient: the side that gets no gradient.
         several: how several positives count: ``"mean"`` of their log-probabilities (SupCon's outer form,
             arXiv 2004.11362) or the log of the ``"sum"`` of their probabilities.
+        weights: non-negative weights ``([N], [M])`` of the rows as queries, or one ``[N]`` for both sides; each direction
+            is then a weighted mean. They get no gradient.
         chunk: rows of ``a`` a block; by default so many that a block has 2**22 scores.
 
     Returns:
@@ -80,6 +83,7 @@ def info_nce(
         {"both": 0.5, "a": 1.0, "b": 0.0}[directions],
         {"both": 0.5, "a": 0.0, "b": 1.0}[directions],
         chunk or max(1, _SCORES // max(1, b.shape[0])),
+        *_weights(a, b, weights),
     )
     a, b = (a.detach() if stop_gradient == "a" else a), (b.detach() if stop_gradient == "b" else b)
     none = a.new_zeros((0, a.shape[1]))
@@ -153,6 +157,8 @@ class _Plan:
     weight_a: float
     weight_b: float
     step: int
+    row_weights: Tensor | None = None
+    column_weights: Tensor | None = None
 
     def blocks(self, n: int) -> Iterator[tuple[slice, slice]]:
         """Blocks of rows, each with the part of the positives that lies in it."""
@@ -190,8 +196,9 @@ class _Streamed(torch.autograd.Function):
         ctx.save_for_backward(
             a, b, scale, extra_a, extra_b, row_mass, row_goal, row_in, column_mass, column_goal, column_in
         )
-        forth = _mean_over(row_mass - row_goal, row_in) * plan.weight_a if plan.weight_a else a.new_zeros(())
-        back = _mean_over(column_mass - column_goal, column_in) * plan.weight_b if plan.weight_b else a.new_zeros(())
+        none, (wa, wb) = a.new_zeros(()), (plan.weight_a, plan.weight_b)
+        forth = _mean_over(row_mass - row_goal, row_in, plan.row_weights) * wa if wa else none
+        back = _mean_over(column_mass - column_goal, column_in, plan.column_weights) * wb if wb else none.clone()
         return forth, back
 
     @staticmethod
@@ -201,8 +208,8 @@ class _Streamed(torch.autograd.Function):
             ctx.saved_tensors
         )
         plan: _Plan = ctx.plan
-        wa = grad_forth * plan.weight_a * row_in / row_in.sum().clamp_min(1)
-        wb = grad_back * plan.weight_b * column_in / column_in.sum().clamp_min(1)
+        wa = grad_forth * plan.weight_a * _counted(row_in, plan.row_weights, a.dtype)
+        wb = grad_back * plan.weight_b * _counted(column_in, plan.column_weights, a.dtype)
         grads = [torch.zeros_like(x) for x in (a, b, extra_a, extra_b)]
         grad_scale = torch.zeros_like(scale)
         row_share, column_share = (
@@ -325,8 +332,32 @@ def _goal(own: Tensor, index: Tensor, weight: Tensor, size: int, several: Severa
     return torch.where(inside, top + total.log(), torch.zeros_like(top)), inside
 
 
-def _mean_over(values: Tensor, inside: Tensor) -> Tensor:
-    return torch.where(inside, values, torch.zeros_like(values)).sum() / inside.sum().clamp_min(1)
+def _counted(inside: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The share of each row in the mean; rows without a positive have none."""
+    share = inside.to(dtype) if weights is None else inside * weights
+    total = share.sum()
+    return share / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _mean_over(values: Tensor, inside: Tensor, weights: Tensor | None) -> Tensor:
+    share = _counted(inside, weights, values.dtype)
+    return torch.where(share > 0, values * share, torch.zeros_like(values)).sum()
+
+
+def _weights(a: Tensor, b: Tensor, weights: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of rows and columns, checked."""
+    if weights is None:
+        return None, None
+    pair = weights if isinstance(weights, (tuple, list)) else (weights, weights)
+    left, right = (torch.as_tensor(w, device=a.device).detach().to(a.dtype) for w in pair)
+    if left.shape != (a.shape[0],) or right.shape != (b.shape[0],):
+        raise BadInput(
+            f"weights of shapes {tuple(left.shape)} and {tuple(right.shape)} for {a.shape[0]} and {b.shape[0]} rows",
+            where="info_nce",
+        )
+    if not all(bool((w >= 0).all()) and bool(w.isfinite().all()) for w in (left, right)):
+        raise BadInput("weights must be finite and not negative", where="info_nce")
+    return left, right
 
 
 def _positives(

@@ -81,7 +81,7 @@ class Features:
         out = {name: _tensor(values[safe]) for name, values in self.dense.items()}
         if self.offsets is not None:
             start, length = self.offsets[safe], np.diff(self.offsets)[safe]
-            inside = np.arange(int(length.max()))[None, :] < length[:, None]
+            inside = np.arange(int(length.max(initial=0)))[None, :] < length[:, None]
             place = np.where(inside, start[:, None] + np.arange(inside.shape[1]), 0)
             for name, values in self.runs.items():
                 taken = np.asarray(values[place])
@@ -97,6 +97,7 @@ class Features:
         """Writes one ``.npy`` an array and an index; the index is written last, so a broken save is no save."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "features.json").unlink(missing_ok=True)
         for name, values in {**self.dense, **self.runs}.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
         if self.offsets is not None:

@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
 
+from chiasm.errors import unknown_name
 from chiasm.learn.pairs import Pairs, Source
 from chiasm.measure.positives import Positives
 from chiasm.measure.ranking import RankingReport, evaluate_scores
@@ -62,7 +63,8 @@ def encode(
             vectors.append(out["sentence_embedding"].float().cpu())
             if "token_embeddings" in out:
                 tokens.append(out["token_embeddings"].float().cpu())
-                masks.append(out["attention_mask"].bool().cpu())
+                mask = out.get("attention_mask")  # image networks give cells without one
+                masks.append(torch.ones(tokens[-1].shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu())
     finally:
         model.train(was_training)
     if not tokens:
@@ -92,6 +94,9 @@ class HeldOut(BaseEvaluator):
         columns: the two columns.
         primary: what training selects by: the mean of this figure over both directions.
         batch_size: items a step.
+
+    Raises:
+        UnknownName: a figure to select by that is not one of `METRICS`.
     """
 
     def __init__(
@@ -105,6 +110,8 @@ class HeldOut(BaseEvaluator):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
+        if primary not in METRICS:
+            raise unknown_name("figure", primary, METRICS)
         self.pairs, self.columns, self.figure, self.batch_size = pairs, columns, primary, batch_size
         self.routes = dict(routes or {})
         self.similarity = getattr(objective, "similarity", cosine)

@@ -39,7 +39,8 @@ class Pairs:
     Args:
         sources: column -> where its items come from. Views of a side (``b/de``) share the source ``b`` if they have none.
         rows: column -> int ``[N]``, the row of the source; -1 in a view that is missing. Default: 0 .. N-1.
-        groups: int ``[N]``; pairs of one group are positives of each other. Default: pairs with the same row of ``a``.
+        groups: int ``[N]``; pairs of one group are positives of each other. Default: pairs with the same row of ``a``
+            (every pair its own, if ``a`` has views).
         per_pair: further arrays ``[N, ...]`` (``labels``, ``targets``, ``weights``) that objectives ask for by name.
 
     Raises:
@@ -69,7 +70,7 @@ class Pairs:
                 raise BadInput(f"column {name!r} points outside its {len(source)} items", where="Pairs")
         if not n:
             raise BadInput("no pairs", where="Pairs")
-        groups = rows["a"] if self.groups is None else np.asarray(self.groups)
+        groups = rows.get("a", np.arange(n)) if self.groups is None else np.asarray(self.groups)
         for name, values in {"groups": groups, **self.per_pair}.items():
             if len(values) != n:
                 raise BadInput(f"{name} has {len(values)} entries for {n} pairs", where="Pairs")

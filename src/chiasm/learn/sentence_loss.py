@@ -6,9 +6,12 @@ it asks for what it needs by the names of its arguments, and `SentenceLoss` find
     a, b, <column>              vectors ``[n, D]`` of a column (stacked ``[n, K, D]`` for the views ``b/de``, ``b/fr``, ...)
     <column>_tokens, _mask      token vectors ``[n, L, D]`` and bool ``[n, L]``
     <column>_momentum           vectors of the momentum encoder, no gradient; likewise ``<column>_momentum_tokens``
+    <column>_plain              vectors before the tower added something to them (its ``plain_embedding``), if it does
     <column>_present            bool ``[n, K]``, False where a view is missing
     <column>_inputs             what the model read (a dict); ``<column>_rows`` the row numbers in the source
+    (with views, tokens are ``[n, K, L, D]``, masks ``[n, K, L]`` and inputs ``[n, K, ...]``, padded to the longest view)
     encode                      callable: (inputs of a column) -> what the model gives for them, with a gradient
+    encode_momentum             the same of the momentum encoder, without a gradient
     groups, ids                 int64 ``[n]``: group and number of each pair
     labels, weights, ...        ``[n, ...]``: what `Pairs.per_pair` holds under that name
 """
@@ -27,7 +30,7 @@ from chiasm.errors import BadInput, TrainingDiverged
 from chiasm.learn.momentum import Momentum
 from chiasm.learn.pairs import Pairs
 
-_SUFFIXES = ("momentum_tokens", "momentum", "tokens", "mask", "present", "inputs", "rows")
+_SUFFIXES = ("momentum_tokens", "momentum", "tokens", "mask", "present", "inputs", "rows", "plain")
 
 
 class SentenceLoss(nn.Module):
@@ -36,7 +39,10 @@ class SentenceLoss(nn.Module):
     Args:
         model: the model that is trained.
         objective: see above. It may have ``momentum`` (a float: coefficient of the momentum encoder) and
-            ``on_progress(step, steps)``, called before every training step.
+            ``on_progress(step, steps)``, called before every training step, and ``local`` (names that are not collected
+            from the other processes, because they go with ``<column>_inputs``, which are not). If it compares other
+            vectors than those of ``b``, its ``spread`` says how far they lie apart (1 - |mean unit vector|^2), which the
+            collapse detector watches.
         pairs: the pairs the batches are drawn from.
         gather: with several processes, collect the batch of all of them before the loss (gradients flow back).
 
@@ -62,7 +68,7 @@ class SentenceLoss(nn.Module):
     def _wanted(self) -> dict[str, bool]:
         """What the objective asks for -> whether it must have it."""
         wanted: dict[str, bool] = {}
-        known = {"encode", "ids", *self.per_pair, *self.sides}
+        known = {"encode", "encode_momentum", "ids", *self.per_pair, *self.sides}
         known |= {f"{side}_{suffix}" for side in self.sides for suffix in _SUFFIXES}
         for name, parameter in inspect.signature(self.objective.forward).parameters.items():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -100,14 +106,17 @@ class SentenceLoss(nn.Module):
         if labels is None:
             raise BadInput("the batch does not say which pairs it holds", where="SentenceLoss")
         if self.training and self._asks("momentum", "momentum_tokens"):
-            self.teacher.update(getattr(self.model, "module", self.model))
-        found: dict[str, Any] = {"ids": labels, "encode": self._encode}
+            # Asked every time, because an objective may let it rise.
+            momentum = float(getattr(self.objective, "momentum", self.teacher.momentum))
+            self.teacher.update(getattr(self.model, "module", self.model), momentum)
+        found: dict[str, Any] = {"ids": labels, "encode": self._encode, "encode_momentum": self._encode_momentum}
         found |= {name: values.to(labels.device)[labels] for name, values in self.per_pair.items()}
         for side in self.sides:
             found |= self._side(side, {c: inputs[c] for c in self.columns if c.split("/")[0] == side})
         given = {name: found[name] for name in self.wanted if name in found}
         if self.gather and get_world_size() > 1:
-            given = {name: _gathered(name, value, given) for name, value in given.items()}
+            own = getattr(self.objective, "local", ())
+            given = {name: value if name in own else _gathered(name, value, given) for name, value in given.items()}
             given = {name: value[0] if isinstance(value, tuple) else value for name, value in given.items()}
         losses = self.objective(**given)
         self._watch(losses, found, labels)
@@ -116,31 +125,37 @@ class SentenceLoss(nn.Module):
     def _encode(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self.model(dict(inputs))
 
+    def _encode_momentum(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self.teacher(dict(inputs))
+
     def _side(self, side: str, inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Everything of one side: of one column, or of its views one above the other."""
-        out = {c: self.model(dict(x)) for c, x in inputs.items()}
-        teacher = self._asks("momentum", "momentum_tokens") and {c: self.teacher(dict(x)) for c, x in inputs.items()}
         stacked = side not in inputs
-        found: dict[str, Any] = {}
-
-        def put(name: str, values: list[Any]) -> None:
-            found[name] = torch.stack(values, dim=1) if stacked else values[0]
-
-        put(side, [o["sentence_embedding"] for o in out.values()])
-        if stacked or "rows" in next(iter(inputs.values())):
-            put(f"{side}_rows", [x["rows"] for x in inputs.values()])
-            found[f"{side}_present"] = found[f"{side}_rows"] >= 0
-        if not stacked:
-            only = next(iter(out.values()))
-            found[f"{side}_inputs"] = next(iter(inputs.values()))
-            if "token_embeddings" in only:
-                found[f"{side}_tokens"] = only["token_embeddings"]
-                found[f"{side}_mask"] = only["attention_mask"].bool()
-        if teacher:
-            put(f"{side}_momentum", [o["sentence_embedding"] for o in teacher.values()])
-            only = next(iter(teacher.values()))
-            if not stacked and "token_embeddings" in only:
-                found[f"{side}_momentum_tokens"] = only["token_embeddings"]
+        views = list(inputs.values())
+        read = _stacked(views) if stacked else views[0]
+        asked = {suffix for suffix in ("momentum", "momentum_tokens") if f"{side}_{suffix}" in self.wanted}
+        taught = _run(self.teacher, views, read, stacked) if asked else {}
+        # A further view of which only the momentum encoder's opinion is asked does not go through the model.
+        only_teacher = taught and not self.wanted.keys() & {side, f"{side}_tokens"}
+        out = taught if only_teacher else _run(self.model, views, read, stacked)
+        found: dict[str, Any] = {side: out["sentence_embedding"], f"{side}_inputs": read}
+        if "plain_embedding" in out:
+            found[f"{side}_plain"] = out["plain_embedding"]
+        if "rows" in read:
+            found[f"{side}_rows"] = read["rows"]
+            found[f"{side}_present"] = read["rows"] >= 0
+        if "token_embeddings" in out:
+            found[f"{side}_tokens"] = out["token_embeddings"]
+            mask = out.get("attention_mask")  # image networks give cells without one
+            found[f"{side}_mask"] = (
+                out["token_embeddings"].new_ones(out["token_embeddings"].shape[:2]).bool()
+                if mask is None
+                else mask.bool()
+            )
+        if taught:
+            found[f"{side}_momentum"] = taught["sentence_embedding"]
+            if "token_embeddings" in taught:
+                found[f"{side}_momentum_tokens"] = taught["token_embeddings"]
         return found
 
     def _watch(self, losses: dict[str, Tensor], found: dict[str, Any], labels: Tensor) -> None:
@@ -158,9 +173,10 @@ class SentenceLoss(nn.Module):
                 fix="Lower the learning rate, or look at these pairs for NaN or empty content",
             )
         if self.training:
+            own = getattr(self.objective, "spread", None)
             b = found["b"].detach().flatten(0, -2)
             # 1 - |mean of the unit vectors|^2: 0 where all of them point one way.
-            self.spread = float(1 - nn.functional.normalize(b, dim=-1).mean(0).square().sum())
+            self.spread = float(1 - nn.functional.normalize(b, dim=-1).mean(0).square().sum() if own is None else own)
             self.step += 1
 
     def on_progress(self, step: int, steps: int) -> None:
@@ -169,6 +185,38 @@ class SentenceLoss(nn.Module):
         hook: Callable[[int, int], None] | None = getattr(self.objective, "on_progress", None)
         if hook is not None:
             hook(step, steps)
+
+
+def _run(model: Any, views: list[dict[str, Any]], read: dict[str, Any], stacked: bool) -> dict[str, Any]:
+    """What a model gives for one column, or for all views, ``[n, K, ...]``: in one call if they take the same route."""
+    if not stacked:
+        return model(dict(read))
+    if len({str(view.get("task")) for view in views}) > 1:
+        return _stacked([model(dict(view)) for view in views])
+    n, k = next(x for x in read.values() if isinstance(x, Tensor)).shape[:2]
+    out = model({name: x.flatten(0, 1) if isinstance(x, Tensor) else x for name, x in read.items()})
+    return {
+        name: x.unflatten(0, (n, k)) if isinstance(x, Tensor) and x.shape[:1] == (n * k,) else x
+        for name, x in out.items()
+    }
+
+
+def _stack_padded(values: list[Tensor]) -> Tensor:
+    """Tensors ``[n, L_k, ...]`` of the views as one ``[n, K, L, ...]``, with zeros where a view is shorter."""
+    longest = max(value.shape[1] for value in values)
+    return torch.stack([nn.functional.pad(v, (0, 0) * (v.ndim - 2) + (0, longest - v.shape[1])) for v in values], dim=1)
+
+
+def _stacked(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the model read of the views, one above the other; what is no tensor (the route) is the first view's."""
+    return {
+        name: value
+        if not isinstance(value, Tensor)
+        else torch.stack([x[name] for x in inputs], dim=1)
+        if value.ndim < 2
+        else _stack_padded([x[name] for x in inputs])
+        for name, value in inputs[0].items()
+    }
 
 
 def _gathered(name: str, value: Any, given: dict[str, Any]) -> Any:

@@ -155,3 +155,23 @@ def test_bad_input_is_named():
         info_nce(a, b, groups=(torch.arange(4), torch.arange(3)), ignore=torch.ones(4, 4, dtype=torch.bool))
     with pytest.raises(BadInput, match="temperature"):
         InfoNCE(0)
+
+
+def test_weights_make_each_direction_a_weighted_mean():
+    (a, b, *_), generator = batch(3, 5, 5)
+    weights = torch.tensor([0.0, 1.0, 0.3, 0.0, 2.0], dtype=torch.float64)
+    scores = 4.0 * a @ b.T
+    naive_rows = scores.logsumexp(1) - scores.diagonal(), scores.logsumexp(0) - scores.diagonal()
+    wanted = sum((weights * rows).sum() / weights.sum() / 2 for rows in naive_rows)
+    parts = info_nce(a, b, scale=4.0, weights=weights, chunk=2)
+    torch.testing.assert_close(sum(parts.values()), wanted)
+    for got, want in zip(gradients(parts, (a, b)), torch.autograd.grad(wanted, (a, b))):
+        torch.testing.assert_close(got, want)
+    ones = info_nce(a, b, scale=4.0, weights=torch.ones(5))
+    torch.testing.assert_close(sum(ones.values()), sum(info_nce(a, b, scale=4.0).values()))
+    nothing = info_nce(a, b, scale=4.0, weights=torch.zeros(5))
+    assert sum(nothing.values()).item() == 0
+    with pytest.raises(BadInput):
+        info_nce(a, b, weights=torch.ones(4))
+    with pytest.raises(BadInput):
+        info_nce(a, b, weights=-torch.ones(5))

@@ -132,7 +132,7 @@ def train(
     set_seed(seed)
     report = TrainReport(stage)
     loss = loss if loss is not None else SentenceLoss(model, objective, pairs)
-    evaluates = evaluator is not None
+    evaluates, kept = evaluator is not None, folder is not None
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chiasm-train-"))
@@ -141,7 +141,7 @@ def train(
         every: dict[str, Any] = (
             {"strategy": "steps", "steps": evaluate_every} if evaluate_every else {"strategy": "epoch", "steps": 500}
         )
-        keeps = "no" if not (evaluates or resume) else every["strategy"]
+        keeps = every["strategy"] if evaluates or kept else "no"
         args = SentenceTransformerTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=batch_size,
@@ -188,6 +188,7 @@ def train(
             optimizers=(made, None),  # pyright: ignore[reportArgumentType]
         )
         trainer.sampler = sampler
+        trainer.average = averaged.average if averaged else None
         trainer.remove_callback(PrinterCallback)
         last = get_last_checkpoint(str(folder)) if resume and Path(folder).is_dir() else None
         start = time.perf_counter()
@@ -216,6 +217,7 @@ def _give_sizes(loss: nn.Module, pairs: Pairs, routes: Mapping[str, str] | None)
     if not any(is_lazy(parameter) for parameter in loss.parameters()):
         return
     device = next(p.device for p in loss.parameters() if not is_lazy(p))
+    loss.to(device)
     batch = PairCollator(pairs, routes)(list(pairs[:2].dataset()))
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     columns = [
@@ -270,7 +272,7 @@ class _Progress(_callback_base()):
                 f"for {COLLAPSED_STEPS} steps all vectors have pointed the same way (step {state.global_step}); "
                 "the model has collapsed and its recall will be chance",
                 CollapseWarning,
-                stacklevel=2,
+                stacklevel=1,  # the caller is a module of transformers, whose warnings are silenced during training
             )
 
 

@@ -25,6 +25,8 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        # A text in which somebody writes "[PAD]" or "[MASK]" has a word there, and no padding.
+        self.tokenizer.encode_special_tokens = True
 
     @classmethod
     def of(cls, texts: Sequence[str], *, least: int = 1, most: int = 20_000) -> Words:

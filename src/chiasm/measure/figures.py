@@ -75,6 +75,17 @@ class Figures:
             value[i] = _expected_reciprocal(n[i], int(t[i]), int(r[i]), int(reach[i]))
         return self._of_first(value)
 
+    def minp(self) -> np.ndarray:
+        """R over the place of the last positive (Ye et al. 2021, arXiv 2001.04193); 0 if that was never retrieved."""
+        last = np.append(self._earlier[1:] == 0, True) if len(self._earlier) else np.zeros(0, dtype=bool)
+        n, t, r = self._n[last], self._t[last], self._r[last]
+        value = np.where(np.isfinite(n), 1 / (np.where(np.isfinite(n), n, 0) + t), 0.0)
+        for i in np.flatnonzero((t > r) & np.isfinite(n)):  # with t = r the last place of the group is taken
+            value[i] = _expected_reciprocal_of_last(n[i], int(t[i]), int(r[i]))
+        out = np.full(len(self.ranks), np.nan)
+        out[self._query[last]] = value
+        return out * self._total
+
     def rank(self) -> np.ndarray:
         """Place of the first positive, from 1; infinite if it was not retrieved and the gallery's size is unknown."""
         return self._of_first(self._n[self._first] + (self._first_t + 1) / (self._first_r + 1))
@@ -196,6 +207,18 @@ def _expected_reciprocal(n: float, t: int, r: int, m: int) -> float:
         hazard = r / (t - i + 1)
         alive = survive * np.concatenate([[1.0], np.cumprod(1 - hazard)])
         total += float((alive[:-1] * hazard / (n + i)).sum())
+        survive = float(alive[-1])
+    return total
+
+
+def _expected_reciprocal_of_last(n: float, t: int, r: int) -> float:
+    """Expectation of 1/(n + X), X the last of r positives among t places in random order: t + 1 - X is their first."""
+    total, survive = 0.0, 1.0
+    for start in range(0, t - r + 1, _BLOCK):
+        i = np.arange(start + 1, min(t - r + 1, start + _BLOCK) + 1, dtype=np.float64)
+        hazard = r / (t - i + 1)
+        alive = survive * np.concatenate([[1.0], np.cumprod(1 - hazard)])
+        total += float((alive[:-1] * hazard / (n + t + 1 - i)).sum())
         survive = float(alive[-1])
     return total
 

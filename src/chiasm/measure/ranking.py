@@ -32,6 +32,7 @@ _NAMES = {
     "mrr": "may",
     "ndcg": "may",
     "r_precision": "never",
+    "minp": "never",
     "median_rank": "never",
     "mean_rank": "never",
 }
@@ -44,8 +45,8 @@ class Options:
     Args:
         metrics: names: ``recall@k`` (share of the positives found), ``hit@k`` (at least one found; what image-text
             papers call R@k; equal to recall with one positive a query), ``precision@k``, ``map``, ``map@k``, ``map@R``,
-            ``mrr``, ``mrr@k``, ``ndcg``, ``ndcg@k``, ``r_precision``, ``median_rank``, ``mean_rank`` (of the first
-            positive, from 1).
+            ``mrr``, ``mrr@k``, ``ndcg``, ``ndcg@k``, ``r_precision``, ``minp`` (R positives: R over the place of the
+            last), ``median_rank``, ``mean_rank`` (of the first positive, from 1).
         ties: ``"pessimistic"`` (default: equal scores count against the model), ``"optimistic"`` or ``"expected"``
             (exact expectation over all orders of tied items).
         filtered: rank each positive with the query's other positives removed and average over positives, as for

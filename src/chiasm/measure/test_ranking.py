@@ -27,6 +27,7 @@ ALL = (
     "ndcg",
     "ndcg@3",
     "r_precision",
+    "minp",
     "mean_rank",
 )
 
@@ -65,6 +66,7 @@ def textbook(
         "ndcg": dcg(listed, n) / dcg(ideal, n),
         "ndcg@3": dcg(listed, 3) / dcg(ideal, 3),
         "r_precision": precision(total),
+        "minp": total / places[-1] if len(places) == total else 0.0,
         "mean_rank": float(places[0]),
     }
 
