@@ -32,7 +32,26 @@ SCENES, AERIAL, NOISY, PHOTOS = (
 # The budget of every arm. Rate and steps were chosen for the baseline on validation pairs, seed 1000.
 STEPS, BATCH, RATE = 300, 64, 1e-3
 WIDTH = 64
-_CORE = [*(PACKAGE / "learn").glob("*.py"), Path(__file__)]
+_CORE = [
+    *(
+        PACKAGE / "learn" / f"{name}.py"
+        for name in (
+            "contrastive",
+            "features",
+            "held_out",
+            "momentum",
+            "pair_trainer",
+            "pairs",
+            "sentence_loss",
+            "stages",
+            "towers",
+            "training",
+            "trial",
+            "words",
+        )
+    ),
+    Path(__file__),
+]
 
 
 @dataclass
