@@ -24,6 +24,7 @@ _LAZY = {
     "Fingerprint": "chiasm.space",
     "Space": "chiasm.space",
     "Store": "chiasm.search",
+    "align": "chiasm.learn.align",
     "load": "chiasm.encode",
     "methods": "chiasm.catalog",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "Space",
     "Store",
     "__version__",
+    "align",
     "load",
     "methods",
 ]
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from chiasm.encode import load
     from chiasm.errors import ChiasmError
     from chiasm.items import Item, Sound
+    from chiasm.learn.align import align
     from chiasm.search import Store
     from chiasm.space import Fingerprint, Space
 

@@ -156,6 +156,54 @@ def forest(rows: Sequence[tuple[str, Interval, bool]], label: str) -> str:
     return _svg(parts, label, height, width)
 
 
+def curves(series: Mapping[str, np.ndarray], label: str, x: str, *, percent: bool = False) -> str:
+    """Lines over one axis, for example a loss over the steps.
+
+    Args:
+        series: name -> points ``[n, 2]``.
+        label: what the chart shows, for screen readers.
+        x: what the horizontal axis is.
+        percent: values are shares.
+    """
+    every = np.concatenate(list(series.values()))
+    (x0, y0), (x1, y1) = every.min(axis=0), every.max(axis=0)
+    y0, y1 = (0.0, max(y1 * 1.06, 1e-6)) if y0 >= 0 else (y0, y1 + 0.06 * max(y1 - y0, 1e-6))
+    axes = _Axes(x0, x1 if x1 > x0 else x0 + 1, y0, y1)
+    parts = [_y_axis(axes, percent=percent), _x_axis(axes), _caption(axes, x)]
+    for i, (name, points) in enumerate(series.items()):
+        path = " ".join(f"{axes.x(px)},{axes.y(py)}" for px, py in points)
+        parts.append(f'<polyline class="s{i % 5}" points="{path}"><title>{escape(name)}</title></polyline>')
+        if len(points) <= 30:
+            parts += [f'<circle class="f{i % 5}" cx="{axes.x(px)}" cy="{axes.y(py)}" r="3"/>' for px, py in points]
+    return _svg(parts, label) + _legend([(name, f"b{i % 5}") for i, name in enumerate(series)])
+
+
+def changes(rows: Sequence[tuple[str, Interval, Interval]], label: str, names: tuple[str, str]) -> str:
+    """Shares before and after, each with its interval, one row a figure.
+
+    Args:
+        rows: name, before, after; in [0, 1].
+        label: what the chart shows, for screen readers.
+        names: of the two.
+    """
+    line, left, width = 34, 150, 720
+    height = _TOP + line * len(rows) + _BOTTOM
+    axes = _Axes(0, 100, 0, 1, width - left + _LEFT, height)
+    parts = [f'<g transform="translate({left - _LEFT} 0)">', _x_axis(axes), _caption(axes, "percent of the queries")]
+    for i, (name, before, after) in enumerate(rows):
+        y = _TOP + line * (i + 0.5)
+        parts.append(f'<text class="name" x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        for kind, shift, found in ((5, -6, before), (2, 6, after)):
+            low, mean, high = (axes.x(100 * min(max(v, 0.0), 1.0)) for v in (found.low, found.mean, found.high))
+            parts += [
+                f'<line class="s{kind} bar" x1="{low}" x2="{high}" y1="{y + shift}" y2="{y + shift}"/>',
+                f'<circle class="f{kind}" cx="{mean}" cy="{y + shift}" r="5"><title>{escape(name)}: '
+                f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]</title></circle>",
+            ]
+    parts.append("</g>")
+    return _svg(parts, label, height, width) + _legend([(names[0], "b5"), (names[1], "b2")])
+
+
 def _smooth(curve: np.ndarray) -> np.ndarray:
     kernel = np.array([1.0, 2.0, 1.0])
     return np.convolve(np.pad(curve, 1, mode="edge"), kernel / kernel.sum(), mode="valid")

@@ -206,9 +206,13 @@ def call_as_trained(model: SentenceTransformer) -> None:
     and truncation of its tokenizer (saved with it once it was used) to the sound as well, which then would be cut to a
     random piece of some 500 samples. The settings are saved with the model.
     """
-    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.base.modules import Dense, Transformer
+    from torch.nn import Softmax
 
     for module in model.modules():
+        # An activation is saved by its class alone; over vectors [N, D] torch would choose this dimension with a warning.
+        if isinstance(module, Dense) and isinstance(module.activation_function, Softmax):
+            module.activation_function.dim = -1
         if not isinstance(module, Transformer):
             continue
         if module.config.model_type in ("siglip", "siglip2"):

@@ -158,7 +158,7 @@ def test_bad_input_is_named():
 
 
 def test_weights_make_each_direction_a_weighted_mean():
-    (a, b, *_), generator = batch(3, 5, 5)
+    (a, b, *_), _ = batch(3, 5, 5)
     weights = torch.tensor([0.0, 1.0, 0.3, 0.0, 2.0], dtype=torch.float64)
     scores = 4.0 * a @ b.T
     naive_rows = scores.logsumexp(1) - scores.diagonal(), scores.logsumexp(0) - scores.diagonal()

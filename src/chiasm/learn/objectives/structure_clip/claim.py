@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from chiasm.claims import Claim, Data, Gate, Row
+from chiasm.claims import caption_pairs as real
 from chiasm.learn import Features, HeldOut, Pairs, Stage, train
 from chiasm.learn.held_out import encode
 from chiasm.learn.objectives.structure_clip import (
@@ -28,7 +29,6 @@ from chiasm.learn.objectives.structure_clip import (
     with_structure,
     with_triples,
 )
-from chiasm.claims import caption_pairs as real
 from chiasm.learn.objectives.structure_clip.columns import with_others
 from chiasm.learn.pairs import OnePerGroup
 from chiasm.learn.towers import Tower, dual_tower
