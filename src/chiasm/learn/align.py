@@ -137,7 +137,8 @@ def align(
         wanted = tuple(dict.fromkeys(("vector", kind)))
         large = maps is not None and len(entries) >= LARGE
         folder = maps / name if maps is not None and large else None
-        sides.append(frozen(space, entries, wanted, folder=folder, cache=cache, progress=progress))
+        of = modality_of(entries)
+        sides.append(frozen(space, entries, wanted, folder=folder, cache=cache, modality=of, progress=progress))
     table = table.without(sides[0].failed, sides[1].failed)
     clock["encode"] = time.perf_counter() - start
     _check(table)

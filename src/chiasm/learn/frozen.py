@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ def frozen(
     folder: str | Path | None = None,
     cache: FeatureCache | bool | None = None,
     batch_size: int = 32,
+    modality: str | None = None,
     progress: Progress = False,
 ) -> Frozen:
     """Encodes items, or takes them from the cache.
@@ -136,6 +138,7 @@ def frozen(
         folder: where float16 memory maps are written, for sets that do not fit into memory.
         cache: None or True for the user's cache, False for none, or a cache of your own.
         batch_size: items that go through the network together.
+        modality: what all of them must be (`modality_of`); others are noted as failed. None takes any mixture.
         progress: a function of (items done, items), or True for a progress bar.
 
     Raises:
@@ -152,6 +155,7 @@ def frozen(
     store = FeatureCache() if own else (cache if isinstance(cache, FeatureCache) else None)
     try:
         run = _Run(space, tuple(kinds), role, Path(folder) if folder is not None else None, store, len(entries))
+        run.modality = modality
         with (
             shown(progress, len(entries), "items") as tell,
             ThreadPoolExecutor(min(cpus(), 8), "chiasm-prepare") as pool,
@@ -176,6 +180,7 @@ class _Run:
     ) -> None:
         self.space, self.kinds, self.role, self.folder, self.cache, self.n = space, kinds, role, folder, cache, n
         self.digest = space.fingerprint.digest
+        self.modality: str | None = None
         self.found = Frozen(tokens=[np.zeros((0, space.dim), np.float32)] * n if "tokens" in kinds else [])
 
     def _key(self, kind: str) -> str:
@@ -218,6 +223,8 @@ class _Run:
         def one(row: int) -> tuple[int, list[Item], list[Any] | str]:
             try:
                 items = items_of(entries[row], self.space.speech_as_text)
+                if self.modality not in (None, items[0].modality):
+                    return row, [], f"is {items[0].modality}, not {self.modality}"
                 return row, items, [self.space.prepare(item) for item in items]
             except UnsupportedModality:
                 raise
@@ -309,17 +316,26 @@ def items_of(entry: Entry, transcribe: bool) -> list[Item]:
     return [item for item in items if item.modality == media]
 
 
+# Items that are read to tell a side's modality.
+_LOOKED_AT = 9
+
+
 def modality_of(entries: Sequence[Entry]) -> str:
-    """The modality of a side: of its first item that can be read.
+    """The modality of a side: that of most of its first items that can be read (a broken picture may look like a text).
 
     Raises:
         BadInput: none can.
     """
+    seen: Counter[str] = Counter()
     for entry in entries:
         if entry.is_text:
             return "text"
         with contextlib.suppress(ChiasmError, OSError):
-            return items_of(entry, False)[0].modality
+            seen[items_of(entry, False)[0].modality] += 1
+        if seen.total() == _LOOKED_AT:
+            break
+    if seen:
+        return seen.most_common(1)[0][0]
     raise BadInput("not one item of a side can be read", where=entries[0].name if entries else "pairs")
 
 

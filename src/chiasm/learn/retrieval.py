@@ -195,13 +195,14 @@ def measure_space(
     index = [np.unique(table.pairs[rows, side]) for side in (0, 1)]
     vectors, failed, names = [], [], []
     for entries, chosen in zip((table.a, table.b), index):
-        found = frozen(space, [entries[i] for i in chosen], cache=cache, progress=progress)
+        these = [entries[i] for i in chosen]
+        names.append(modality_of(these))
+        found = frozen(space, these, cache=cache, modality=names[-1], progress=progress)
         full = np.zeros((len(entries), space.dim), np.float32)
         if "vector" in found.arrays:
             full[chosen] = found.arrays["vector"]
         vectors.append(full)
         failed.append({int(chosen[i]): why for i, why in found.failed.items()})
-        names.append(modality_of([entries[i] for i in chosen]))
     table = table.without(failed[0], failed[1])
     kept = table.rows(split)
     if not len(kept):

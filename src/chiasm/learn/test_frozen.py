@@ -135,3 +135,19 @@ def test_what_does_not_exist(tiny, pocket, tmp_path: Path) -> None:
         frozen(tiny, entries, cache=False).features(x="tokens")
     assert pocket_route(tiny) is None
     assert pocket_route(pocket) is not None
+
+
+def test_one_broken_picture_does_not_decide_the_modality(tmp_path):
+    from PIL import Image
+
+    from chiasm.learn.frozen import modality_of
+    from chiasm.learn.readers import read_pairs
+
+    (tmp_path / "0.jpg").write_bytes(b"not a picture")
+    lines = ["image,caption"]
+    for i in range(4):
+        if i:
+            Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / f"{i}.jpg")
+        lines.append(f"{i}.jpg,number {i}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    assert modality_of(read_pairs(tmp_path / "pairs.csv").a) == "image"

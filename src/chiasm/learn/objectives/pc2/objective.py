@@ -70,6 +70,8 @@ class PC2(nn.Module):
         BadInput: numbers outside their range.
     """
 
+    progress: Tensor
+
     def __init__(
         self,
         *,
@@ -111,7 +113,8 @@ class PC2(nn.Module):
                 f"temperature {temperature}, margin {margin}, {networks} networks, {splits} splits, warmup {warmup}",
                 where="PC2",
             )
-        self.margin, self.form, self.loss, self.temperature = margin, form, loss, temperature
+        self.margin, self.loss, self.temperature = margin, loss, temperature
+        self.form: Form = form
         self.entropy, self.entropy_weight, self.classify = entropy, entropy_weight, classify
         self.correct, self.reuse, self.split_pairs = correct, reuse, split
         self.pseudo_negatives: Negatives = pseudo_negatives

@@ -209,7 +209,9 @@ class _Measure:
         return torch.cat(
             [
                 self.result.objective.predictions(
-                    network, *(None if x is None else x[part].to(device) for x in (vectors, tokens, side.mask))
+                    network,
+                    vectors[part].to(device),
+                    *(None if x is None else x[part].to(device) for x in (tokens, side.mask)),
                 )
                 for part in parts
             ]

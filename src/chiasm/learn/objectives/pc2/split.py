@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def low_posterior(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
         return np.ones(len(values))
     x = np.clip((values - low) / (high - low), 0, 1)[:, None]
     some = x if len(x) <= _MOST else np.random.default_rng(seed).choice(x, _MOST, replace=False)
-    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
+    mixture: Any = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
     import warnings
 
     with warnings.catch_warnings():

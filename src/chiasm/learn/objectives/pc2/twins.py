@@ -34,7 +34,7 @@ class Twins(InputModule):
         super().__init__()
         if len(models) < 2:
             raise BadInput(f"{len(models)} model", where="Twins", fix="Give two")
-        self.models = nn.ModuleList(models)
+        self.models: Any = nn.ModuleList(models)
 
     @property
     def count(self) -> int:
