@@ -23,8 +23,8 @@ from chiasm.errors import BadInput
 Directions = Literal["both", "a", "b"]
 Several = Literal["mean", "sum"]
 
-# Scores of a block (4 bytes each): 16 MB.
-_SCORES = 1 << 22
+# Scores of a block (4 bytes each): 8 MB.
+_SCORES = 1 << 21
 # exp(-2 * bound) must stay a normal float32 for one shift to serve rows and columns alike.
 _FIXED_SHIFT = 40.0
 
@@ -66,7 +66,7 @@ def info_nce(
             arXiv 2004.11362) or the log of the ``"sum"`` of their probabilities.
         weights: non-negative weights ``([N], [M])`` of the rows as queries, or one ``[N]`` for both sides; each direction
             is then a weighted mean. They get no gradient.
-        chunk: rows of ``a`` a block; by default so many that a block has 2**22 scores.
+        chunk: rows of ``a`` a block; by default so many that a block has 2**21 scores.
 
     Returns:
         ``{"a_to_b": ..., "b_to_a": ...}`` (or one of them): scalars whose sum is the loss. Rows without a positive do not
