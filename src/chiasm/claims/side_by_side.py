@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,22 +164,26 @@ def compare(
     table = SideBySide(about={"steps": steps, "batch_size": BATCH, "rate": RATE, "width": WIDTH})
     code = {name: _code(name) for name in chosen}
     kept = _kept(out, table.about, code)
+    table.about |= provenance(data, code=sources_hash(_CORE), source=Path(__file__))
     cells = [(setting, seed, name) for setting in here for seed in seeds for name in chosen]
-    for done, (setting, seed, name) in enumerate(cells):
+    trial_of = lru_cache(maxsize=1)(lambda setting, seed: SETTINGS[setting](seed, data, steps))
+    for done, cell in enumerate(cells):
+        setting, seed, name = cell
         if progress:
             progress(f"{setting}: {name}", done, len(cells))
-        run = kept.get((setting, seed, name)) or _run(
-            SETTINGS[setting](seed, data, steps), setting, seed, name, code[name]
-        )
-        table.about |= provenance(data, code=sources_hash(_CORE), source=Path(__file__))
-        table.runs.append(run)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            rest = [r for key, r in kept.items() if key not in cells[: done + 1]]
-            out.write_text(json.dumps({"about": table.about, "runs": [*table.runs, *rest]}), encoding="utf-8")
+        earlier = kept.pop(cell, None)
+        table.runs.append(earlier or _run(trial_of(setting, seed), setting, seed, name, code[name]))
+        if out is not None and earlier is None:
+            _write(out, table, kept.values())
     if progress:
         progress("done", len(cells), len(cells))
     return table
+
+
+def _write(out: Path, table: SideBySide, rest: Iterable[dict[str, Any]]) -> None:
+    """Writes the runs made or taken over so far, and those of an earlier call that are not asked for now."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"about": table.about, "runs": [*table.runs, *rest]}), encoding="utf-8")
 
 
 def _code(name: str) -> str:
