@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chiasm.cli.console import error, note, one_line, print_json, print_table, printable, waiting
+from chiasm.cli.pairs_option import ColumnsOption, ImagesOption
 from chiasm.cli.store_option import DEFAULT_SPACE, JsonOption
 from chiasm.errors import BadInput
 
@@ -54,16 +55,8 @@ def command(
     ] = 3,
     seed: Annotated[int, typer.Option(help="Seed of hold-out and training.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="The columns of pictures and captions, if they cannot be told.", metavar="A,B", show_default=False
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder that the paths start from.  [default: that of the file]", show_default=False),
-    ] = None,
+    columns: ColumnsOption = None,
+    images: ImagesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a space from pairs: small heads behind frozen encoders, stopped early, with a report of what it gained."""

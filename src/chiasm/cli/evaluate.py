@@ -9,6 +9,7 @@ import typer
 
 from chiasm.cli.align import columns_of, skipped_lines
 from chiasm.cli.console import note, print_json, print_table, printable
+from chiasm.cli.pairs_option import ColumnsOption, ImagesOption
 from chiasm.cli.store_option import JsonOption
 
 if TYPE_CHECKING:
@@ -38,16 +39,8 @@ def retrieval_command(
     split: Annotated[
         str, typer.Option(help="train, val, test or all. Where the file names no splits, all is meant.")
     ] = "test",
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="The columns of pictures and captions, if they cannot be told.", metavar="A,B", show_default=False
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder that the paths start from.  [default: that of the file]", show_default=False),
-    ] = None,
+    columns: ColumnsOption = None,
+    images: ImagesOption = None,
     seed: Annotated[int, typer.Option(help="Seed of hold-out and intervals.")] = 0,
     as_json: JsonOption = False,
 ) -> None:

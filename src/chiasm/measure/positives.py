@@ -14,19 +14,10 @@ from chiasm.measure.vectors import to_numpy
 
 
 @dataclass(frozen=True, slots=True)
-class Positives:
-    """Relevant items of N queries; those of query i are ``items[indptr[i]:indptr[i + 1]]``, ascending and without
-    repetition.
-
-    Args:
-        indptr: int64 ``[N + 1]``.
-        items: int64 ``[P]``, rows of the gallery.
-        gains: float64 ``[P]``, grades above 0; all 1 where relevance is not graded.
-    """
+class PerQuery:
+    """Rows of N queries side by side; those of query i are at ``indptr[i]:indptr[i + 1]``."""
 
     indptr: np.ndarray
-    items: np.ndarray
-    gains: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -40,6 +31,21 @@ class Positives:
     def queries(self) -> np.ndarray:
         """The query of each positive ``[P]``."""
         return np.repeat(np.arange(len(self)), self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Positives(PerQuery):
+    """Relevant items of N queries; those of query i are ``items[indptr[i]:indptr[i + 1]]``, ascending and without
+    repetition.
+
+    Args:
+        indptr: int64 ``[N + 1]``.
+        items: int64 ``[P]``, rows of the gallery.
+        gains: float64 ``[P]``, grades above 0; all 1 where relevance is not graded.
+    """
+
+    items: np.ndarray
+    gains: np.ndarray
 
     def __getitem__(self, rows: slice) -> Positives:
         """The positives of a range of queries (step 1)."""

@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from chiasm.errors import BadInput
-from chiasm.measure.positives import Positives
+from chiasm.measure.positives import PerQuery, Positives
 from chiasm.measure.vectors import rows_at_once, to_numpy
 
 Ties = Literal["pessimistic", "optimistic", "expected"]
@@ -25,7 +25,7 @@ _COMPARE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Ranks(PerQuery):
     """Places of the positives of N queries; those of query i are at ``indptr[i]:indptr[i + 1]``, best first.
 
     Args:
@@ -36,23 +36,9 @@ class Ranks:
         gains: float64 ``[P]``, grades.
     """
 
-    indptr: np.ndarray
     before: np.ndarray
     tied: np.ndarray
     gains: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indptr) - 1
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Positives of each query ``[N]``."""
-        return np.diff(self.indptr)
-
-    @property
-    def queries(self) -> np.ndarray:
-        """The query of each positive ``[P]``."""
-        return np.repeat(np.arange(len(self)), self.counts)
 
     @property
     def starts(self) -> np.ndarray:
