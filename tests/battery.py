@@ -265,7 +265,7 @@ def _check_folding(correction: Any, array: Kind, gallery: np.ndarray, queries: n
 # ---- 3. objectives
 
 
-def check_objective(make: Callable[[], Any]) -> None:
+def check_objective(make: Callable[[], Any], teacher: Callable[[Any, Any], Any] | None = None) -> None:
     """Contract 3: ``forward(a, b, groups=None) -> {name: scalar}``.
 
     Finite; a gradient reaches both sides; the order of the pairs does not matter; nothing is mutated; a pure function of
@@ -273,6 +273,7 @@ def check_objective(make: Callable[[], Any]) -> None:
 
     Args:
         make: makes a fresh objective for vectors of `DIM`.
+        teacher: logits of all pairs, ``teacher(a, b) -> [n, n]``, which the objective gets as ``teacher_logits``.
     """
     import torch
 
@@ -281,7 +282,8 @@ def check_objective(make: Callable[[], Any]) -> None:
     objective = make().eval()
 
     def total(a: Any, b: Any, groups: Any = None) -> Any:
-        losses = objective(a, b, groups=groups)
+        told = {} if teacher is None else {"teacher_logits": teacher(a.detach(), b.detach())}
+        losses = objective(a, b, groups=groups, **told)
         assert isinstance(losses, dict), f"forward returns a {type(losses).__name__}, not a dict of losses"
         assert losses, "forward returns no loss"
         for name, loss in losses.items():
@@ -308,6 +310,29 @@ def check_objective(make: Callable[[], Any]) -> None:
     moved = total(values[0][order], values[1][order], groups[order])
     close(moved.detach(), grouped.detach(), "the order of the pairs matters when they have groups")
     total(values[0][:1], values[1][:1])
+
+
+def check_distillation(make: Callable[[], Any]) -> None:
+    """Contract 3 for an objective with a teacher, whose logits it gets as ``teacher_logits`` ``[n, n]``.
+
+    What `check_objective` asks; and the teacher's logits matter, get no gradient and are not mutated.
+
+    Args:
+        make: makes a fresh objective for vectors of `DIM`.
+    """
+    import torch
+
+    check_objective(make, teacher=lambda a, b: 3 * a @ b.T)
+    a, b, z = (torch.from_numpy(rows(10, seed, dim)) for seed, dim in ((0, DIM), (1, DIM), (2, 10)))
+    torch.manual_seed(0)
+    objective = make().eval()
+    given = [x.clone().requires_grad_() for x in (a, b, z)]
+    found = sum(objective(*given[:2], teacher_logits=given[2]).values())
+    found.backward()
+    assert given[2].grad is None, "the teacher's logits get a gradient"
+    assert torch.equal(given[2].detach(), z), "the teacher's logits were mutated"
+    other = sum(objective(a, b, teacher_logits=z.flip(0)).values())
+    assert not torch.allclose(found.detach(), other.detach()), "it does not matter what the teacher says"
 
 
 # ---- 5. estimators
@@ -431,6 +456,7 @@ def check_adapter(make: Callable[[], Any], tiny: Callable[[], tuple[Any, dict[st
 CONTRACTS: dict[str, Callable[[Callable[[], Any]], None]] = {
     "correction": check_correction,
     "objective": check_objective,
+    "distillation": check_distillation,
     "estimator": check_estimator,
     "adapter": check_adapter,
 }

@@ -214,6 +214,34 @@ def test_bad_objectives_are_caught(forward, broken):
         battery.check_objective(objective(forward))
 
 
+# ---- distillation
+
+
+def imitates(self, a, b, *, groups=None, teacher_logits):
+    return {"kd": (a @ b.T - teacher_logits.detach()).square().mean()}
+
+
+def ignores_the_teacher(self, a, b, *, groups=None, teacher_logits):
+    return contrastive(self, a, b)
+
+
+def teaches_the_teacher(self, a, b, *, groups=None, teacher_logits):
+    return {"kd": (a @ b.T - teacher_logits).square().mean()}
+
+
+def test_a_good_distillation_passes():
+    battery.check_distillation(objective(imitates))
+    assert battery.CONTRACTS["distillation"] is battery.check_distillation
+
+
+@pytest.mark.parametrize(
+    ("forward", "broken"), [(ignores_the_teacher, "what the teacher says"), (teaches_the_teacher, "get a gradient")]
+)
+def test_bad_distillations_are_caught(forward, broken):
+    with pytest.raises(AssertionError, match=broken):
+        battery.check_distillation(objective(forward))
+
+
 # ---- estimators
 
 
