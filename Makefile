@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 OUT    ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench browser-packages speech-packages debian-package constraints clean
+.PHONY: help demo test check lint types docs bench pocket-sound browser-packages speech-packages debian-package constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp speech-packages  ## index the photographs that ship wit
 	$(BIN)/chiasm demo --out $(OUT)
 
 test: $(VENV)/dev.stamp speech-packages browser-packages  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: lint types test  ## what a change must pass: ruff, format, types, tests
 
@@ -32,6 +32,10 @@ docs: $(VENV)/dev.stamp  ## build the documentation into site/
 bench: $(VENV)/dev.stamp  ## speed beside the named peers (quiet machine, some minutes)
 	$(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[bench]'
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+pocket-sound: $(VENV)/dev.stamp  ## teach the pocket space sound again (needs CHIASM_DATA; some minutes); what it writes is in src/chiasm/encode/pocket
+	@test -d "$(CHIASM_DATA)/esc10_sounds" || { echo "Set CHIASM_DATA to the folder that holds esc10_sounds (see docs)."; exit 1; }
+	CHIASM_DATA=$(CHIASM_DATA) $(BIN)/python -m chiasm.learn.alignment.one_encoder.pocket_sound $(ARGS)
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

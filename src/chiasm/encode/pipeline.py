@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from mimetypes import guess_type
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -137,6 +138,8 @@ class _Run:
         self.space, self.batch_size, self.cache = space, batch_size, cache
         self.dim = space.dim  # and the model is warm before the threads start
         self.digest = "" if cache is None else space.fingerprint.digest
+        # What the fingerprint leaves out: another sound encoder gives other vectors of sounds.
+        self.grown = "" if cache is None else str(getattr(space, "grown", ""))
         self.buffers: dict[str, list[tuple[_File, int]]] = {}
         self.held = 0
         self.stopped = False
@@ -283,7 +286,9 @@ class _Run:
 
     def _kind(self, file: _File) -> str:
         # The extension, because it decides how a text is read; the version, because readers get better.
-        return f"{file.path.suffix.lower()}|{__version__}"
+        kind = f"{file.path.suffix.lower()}|{__version__}"
+        silent = (guess_type(file.path.name)[0] or "").startswith(("image/", "text/"))
+        return kind if silent or not self.grown else f"{kind}|{self.grown}"
 
 
 def encode_items(

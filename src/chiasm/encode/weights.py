@@ -31,11 +31,27 @@ VOLATILE = frozenset(
 )
 
 
+def grown_parts(model: SentenceTransformer) -> tuple[str, ...]:
+    """Names of the modules that were added to a space later and changed none of its vectors (their ``grown`` is True).
+
+    They are left out of the hashes: vectors made before they came and vectors made with them may be compared, so that a
+    store made before stays in use.
+    """
+    return tuple(name for name, module in model.named_modules() if getattr(module, "grown", None) is True)
+
+
+def _inside(name: str, parts: tuple[str, ...]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
 def weights_digest(model: SentenceTransformer) -> str:
-    """SHA-256 (32 hex digits) over names, types, shapes and values of all parameters and persistent buffers."""
+    """SHA-256 (32 hex digits) over names, types, shapes and values of all parameters and persistent buffers, `grown_parts`
+    excepted.
+    """
     digest = hashlib.sha256()
+    grown = grown_parts(model)
     for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or _inside(name, grown):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # A channels-last tensor is hashed in the logical order, so that the layout in memory makes no difference.
@@ -45,6 +61,17 @@ def weights_digest(model: SentenceTransformer) -> str:
     return digest.hexdigest()[:32]
 
 
+def grown_digest(model: SentenceTransformer) -> str:
+    """SHA-256 (12 hex digits) over the weights of `grown_parts`, ``""`` if there are none: caches of what they gave need it."""
+    parts = grown_parts(model)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor) and _inside(name, parts):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12] if parts else ""
+
+
 def version_stamp(model: SentenceTransformer) -> tuple[Any, ...]:
     """Changes when a parameter or buffer is replaced or written to (by an optimizer, by loading a state)."""
     tensors = (*model.parameters(), *model.buffers())
@@ -52,9 +79,14 @@ def version_stamp(model: SentenceTransformer) -> tuple[Any, ...]:
 
 
 def preprocessing_digest(model: SentenceTransformer) -> str:
-    """SHA-256 (32 hex digits) over everything before and around the network: tokenizers, processors, prompts, modules."""
+    """SHA-256 (32 hex digits) over everything before and around the network: tokenizers, processors, prompts, modules;
+    `grown_parts` excepted.
+    """
+    grown = grown_parts(model)
     parts: list[Any] = [{k: v for k, v in sorted(model.prompts.items()) if v}, model.truncate_dim]
     for name, module in model.named_modules():
+        if _inside(name, grown):
+            continue
         if hasattr(module, "get_config_dict") and type(module).__name__ != "Router":
             describe: Any = module.get_config_dict
             parts.append([name, type(module).__name__, plain_config(describe())])

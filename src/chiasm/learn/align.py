@@ -291,7 +291,9 @@ def _sides(space: Any, table: PairTable) -> tuple[tuple[str, str], tuple[str, st
     torch.manual_seed(0)  # heads start from constants; modules draw weights before these are put in
     routes, kinds, heads = [], [], {}
     for entries in (table.a, table.b):
-        route = space._route(modality_of(entries))
+        modality = modality_of(entries)
+        # Speech is aligned as the text that it is, also where the space hears other sounds.
+        route = "text" if modality == "audio" and space.speech_as_text else space._route(modality)
         if route not in heads:
             heads[route] = head_for(space, route)
         routes.append(route)

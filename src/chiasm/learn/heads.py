@@ -58,6 +58,11 @@ def whole_model(space: Any, heads: dict[str, list[nn.Module]]) -> SentenceTransf
     if isinstance(first, Router) and len(model) == 1:
         routes: dict[str, list[Any]] = {}
         for name, given in first.sub_modules.items():
+            modules_of: list[Any] = list(given)  # pyright: ignore[reportArgumentType]
+            if getattr(modules_of[0], "grown", None) is True and name not in heads:
+                # It leads into the space as it was: behind moved texts its vectors would mean something else, and its code is
+                # ours, while what is saved here loads with plain sentence-transformers. Speech goes by its transcript still.
+                continue
             if name in heads and name == "image" and pocket:
                 from chiasm.encode.pocket.stock import stock_network
 

@@ -23,6 +23,12 @@ def apply(store: Store, correction: Any, queries: Any = None, items: Any = None)
         raise BadInput("is empty, there is nothing to correct", where=str(store.path))
     bank = None if queries is None else query_vectors(store, queries)
     with store.writing() as writer:
+        if correction is not None and store.header.upgrade is not None and store.header.upgrade.under_way:
+            raise BadInput(
+                "an upgrade is under way, and a correction fitted now would fit neither its old nor its new vectors",
+                where=str(store.path),
+                fix="Apply it when chiasm upgrade has finished, or go back with chiasm upgrade --rollback",
+            )
         snapshot = store.snapshot(dense=True)
         assert snapshot is not None
         if correction is None:

@@ -24,7 +24,7 @@ from chiasm.errors import StoreError
 from chiasm.items import MODALITIES
 from chiasm.search.header import replace_file
 from chiasm.search.lock import exclusive
-from chiasm.search.schema import vectors_of
+from chiasm.search.schema import TABLE, vectors_of
 
 FOLDER = "exact"
 _BATCH = 8192
@@ -116,13 +116,21 @@ class VectorFile:
         folder: the store's folder.
         dim: length of a vector.
         writable: False keeps the vectors of a store in a temporary file of this process instead.
+        table: the table's name; another one than the first has a folder of its own, because readers may still map the
+            vectors of the first.
     """
 
-    def __init__(self, folder: Path, dim: int, *, writable: bool) -> None:
-        self.shared = folder / FOLDER
+    def __init__(self, folder: Path, dim: int, *, writable: bool, table: str = TABLE) -> None:
+        self.shared = folder / (FOLDER if table == TABLE else f"{FOLDER}-{table}")
         self.dim = dim
         self.private: tempfile.TemporaryDirectory[str] | None = None
         self.writable = writable
+
+    def clear(self) -> None:
+        """Forgets the shared vectors of a table that is gone; maps that readers still have outlive the names."""
+        for path in [*self.shared.glob("*-*.bin"), self.shared / "state.json"]:
+            with suppress(OSError):
+                path.unlink()
 
     def snapshot(self, table: Any, *, dense: bool = False) -> Snapshot:
         """The table at the handle's version.

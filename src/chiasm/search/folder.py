@@ -22,6 +22,8 @@ from chiasm.search.writer import Writer
 from chiasm.space import Space
 
 _LOCK = "writer.lock"
+# Seconds for which a writer waits while items are re-embedded.
+UPGRADE_WAIT = 30.0
 
 
 class StoreFolder:
@@ -35,13 +37,14 @@ class StoreFolder:
         self._lock = threading.RLock()
         self._write_lock = threading.RLock()
         self.calibrating = threading.Lock()
-        self._space = space
+        self._space = self._given = space
+        self._stamp: tuple[int, int] | None = None
         self._table: Any = None
         self._snapshot: Snapshot | None = None
         self._file: VectorFile | None = None
         self._relevance: Any = None
         self._open(create and not read_only)
-        self._db = lancedb.connect(str(self.path))
+        self.database = lancedb.connect(str(self.path))
         if space is not None and self.header.space is not None:
             same_name = isinstance(space, str) and space == self.header.space.name
             if not same_name:  # a space of the store's own name is loaded, and checked, when it is needed
@@ -97,17 +100,39 @@ class StoreFolder:
             return self._space_object()
 
     def _space_object(self) -> Space:
+        stored: Header | None = getattr(self, "header", None)
+        upgrade = None if stored is None else stored.upgrade
+        if upgrade is not None and not upgrade.under_way:
+            upgrade = None
+        if upgrade is None and stored is not None and stored.space is not None:
+            inner: Any = getattr(self._space, "inner", None)
+            if inner is not None:  # a mapped space whose upgrade has ended, perhaps in another process
+                self._space = inner if inner.fingerprint.digest == stored.space.digest else stored.space.name
         if isinstance(self._space, str):
             from chiasm.encode import load
 
-            self._space = load(self._space)
+            own = stored is not None and stored.space is not None and self._space == stored.space.name
+            self._space = load(upgrade.new.name if upgrade is not None and own else self._space)
         space: Any = self._space
-        stored = getattr(self, "header", None)
+        if upgrade is not None:
+            digest = space.fingerprint.digest
+            if digest == upgrade.new.digest:
+                from chiasm.search.mapped_space import mapped_space
+
+                space = self._space = mapped_space(self.path, space, upgrade)
+            elif digest == upgrade.old.digest:
+                return space  # the old space's own queries: the whole gallery still lies in it
         if stored is not None and stored.space is not None and not stored.space.imported:
             header.check_space(stored.space, SpaceRecord.of(space.name, space.fingerprint), str(self.path))
         elif stored is not None and stored.space is not None:
             header.check_dim(stored.space.dim, space.dim, str(self.path))
         return space
+
+    def use(self, space: Space | str | None) -> None:
+        """Goes over to another space object or name, which must fit the header; None loads the store's own again."""
+        with self._lock:
+            self._space = self._given = space
+            self._relevance = None
 
     @property
     def can_encode_text(self) -> bool:
@@ -126,15 +151,36 @@ class StoreFolder:
 
     def _latest(self) -> Any:
         """The shared table handle at the newest version, None before the first commit. Call with the lock held."""
+        self.refresh()
         if self._table is None:
-            if not any((self.path / f"{TABLE}.lance" / "_versions").glob("*.manifest")):
+            if not any((self.path / f"{self.header.table}.lance" / "_versions").glob("*.manifest")):
                 return None
-            self._table = self._db.open_table(TABLE)
+            self._table = self.database.open_table(self.header.table)
             if self.header.space is None:
-                self.header = header.read_header(self.path)
+                self.adopt(header.read_header(self.path))
         else:
             self._table.checkout_latest()
         return self._table
+
+    def refresh(self) -> None:
+        """Reads the header again if it was replaced: an upgrade may have begun, ended or been rolled back."""
+        try:
+            found = os.stat(self.path / header.FILE)
+        except OSError:
+            return  # the folder is gone or locked away; whoever reads next says so
+        stamp = (found.st_mtime_ns, found.st_ino)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self.adopt(header.read_header(self.path))
+
+    def adopt(self, fresh: Header) -> None:
+        """Goes over to a header; whatever belongs to another space or table than before is let go."""
+        with self._lock:
+            before, self.header = self.header, fresh
+            if before.space is not None and fresh.space != before.space:
+                self._space, self._relevance = self._given, None
+            if fresh.table != before.table:
+                self._table = self._snapshot = self._file = self._relevance = None
 
     def snapshot(self, *, dense: bool = False) -> Snapshot | None:
         """The newest version, ready to search; None if nothing was ever added.
@@ -148,23 +194,38 @@ class StoreFolder:
                 return None
             current = self._snapshot
             if current is None or current.version != latest.version or (dense and current.count < len(current.seq)):
-                table = self._db.open_table(TABLE)  # its own handle: stays at this version while others move on
+                # Its own handle: stays at this version while others move on.
+                table = self.database.open_table(self.header.table)
                 if self._file is None:
                     dim = table.schema.field("vector").type.list_size
-                    self._file = VectorFile(
-                        self.path, dim, writable=not self.read_only and os.access(self.path, os.W_OK)
-                    )
+                    writable = not self.read_only and os.access(self.path, os.W_OK)
+                    self._file = VectorFile(self.path, dim, writable=writable, table=self.header.table)
                 current = self._snapshot = self._file.snapshot(table, dense=dense)
             return current
 
+    def view(self) -> tuple[SpaceRecord | None, Snapshot | None]:
+        """The newest version and the space of its vectors, which an upgrade may exchange between two calls."""
+        with self._lock:
+            snapshot = self.snapshot()
+            return self.header.space, snapshot
+
     @contextmanager
-    def writing(self, space: SpaceRecord | None = None) -> Iterator[Writer]:
-        """The one writer, on a table that exists if the dimension is known from the store or from ``space``."""
+    def writing(self, space: SpaceRecord | None = None, *, wait: float | None = None) -> Iterator[Writer]:
+        """The one writer, on a table that exists if the dimension is known from the store or from ``space``.
+
+        Args:
+            space: that of the vectors to be written.
+            wait: seconds to wait for another writer; by default none, and some under an upgrade, whose commits are short.
+        """
         if self.read_only:
             raise StoreError("was opened read-only", where=str(self.path))
-        with self._write_lock, exclusive(self.path / _LOCK):
-            self.header = header.read_header(self.path)
+        self.refresh()
+        if wait is None:
+            wait = UPGRADE_WAIT if self.header.upgrade is not None else 0.0
+        with self._write_lock, exclusive(self.path / _LOCK, wait=wait):
+            self.adopt(header.read_header(self.path))
             if space is not None:
+                header.check_upgrade(self.header, space, str(self.path))
                 if self.header.space is None:
                     self.header = replace(self.header, space=space)
                     header.write_header(self.path, self.header)
@@ -173,7 +234,7 @@ class StoreFolder:
             if record is None:
                 raise BadInput("the store has no space yet", where=str(self.path), fix="Add something first")
             try:
-                table = self._db.create_table(TABLE, schema=table_schema(record.dim), exist_ok=True)
+                table = self.database.create_table(self.header.table, schema=table_schema(record.dim), exist_ok=True)
             except Exception as error:
                 raise StoreError(f"the table cannot be made ({error})", where=str(self.path)) from error
             correction = self.header.correction
@@ -181,8 +242,15 @@ class StoreFolder:
 
     def set_header(self, correction: CorrectionRecord | None) -> None:
         """Records the correction in the header; called with the writer lock held."""
-        self.header = replace(self.header, correction=correction)
-        header.write_header(self.path, self.header)
+        self.replace_header(correction=correction)
+
+    def replace_header(self, **fields: Any) -> None:
+        """Writes the header with other fields, in one step; called with the writer lock held."""
+        fresh = replace(self.header, **fields)
+        plain = fresh.upgrade is None and fresh.table == TABLE
+        fresh = replace(fresh, format=header.PLAIN if plain else header.FORMAT)
+        header.write_header(self.path, fresh)
+        self.adopt(fresh)
 
     def relevance(self) -> Any:
         """The store's calibration, None if its space has no text encoder."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.errors import BadInput, SpaceMismatch, StoreError
+from chiasm.search.schema import TABLE
 from chiasm.space import Fingerprint
 
-FORMAT = 1
+# Written is the lowest that says all: a store that was never upgraded is read by older versions too.
+PLAIN, FORMAT = 1, 2
 FILE = "chiasm.json"
 
 
@@ -60,13 +62,43 @@ class CorrectionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeRecord:
+    """A change of the space that is under way, or finished and can still be rolled back.
+
+    Args:
+        old, new: the two spaces; while it is under way the header's own space is the new one mapped into the old.
+        map: digest of the map in ``upgrade/map.safetensors``.
+        since: the newest ``seq`` when it began: what is newer was encoded by the new space.
+        phase: ``"serving"``, ``"rolling back"`` or ``"finished"``.
+        grown: what the header's ``grown`` was before.
+    """
+
+    old: SpaceRecord
+    new: SpaceRecord
+    map: str
+    since: int
+    phase: str = "serving"
+    grown: str = ""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether queries are mapped: it has begun and neither finished nor been rolled back."""
+        return self.phase != "finished"
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
-    """Format version, space, time of creation and correction of a store."""
+    """Format version, space, time of creation, correction, upgrade and the name of the table of a store; ``grown`` says whose
+    its sounds are, see `chiasm.search.grown`.
+    """
 
     created: str
     space: SpaceRecord | None = None
     correction: CorrectionRecord | None = None
-    format: int = FORMAT
+    format: int = PLAIN
+    upgrade: UpgradeRecord | None = None
+    table: str = TABLE
+    grown: str = ""
 
 
 def new_header(space: SpaceRecord | None) -> Header:
@@ -104,7 +136,13 @@ def read_header(folder: Path) -> Header:
         )
     try:
         return Header(
-            raw["created"], _record(SpaceRecord, raw["space"]), _record(CorrectionRecord, raw["correction"]), version
+            raw["created"],
+            _record(SpaceRecord, raw["space"]),
+            _record(CorrectionRecord, raw["correction"]),
+            version,
+            _upgrade(raw.get("upgrade")),
+            raw.get("table", TABLE),
+            raw.get("grown", ""),
         )
     except (KeyError, TypeError) as error:
         raise _corrupt(path, f"lacks or has a wrong field ({error})") from error
@@ -112,6 +150,12 @@ def read_header(folder: Path) -> Header:
 
 def _record(kind: type, raw: dict[str, Any] | None) -> Any:
     return None if raw is None else kind(**raw)
+
+
+def _upgrade(raw: dict[str, Any] | None) -> UpgradeRecord | None:
+    if raw is None:
+        return None
+    return UpgradeRecord(**{**raw, "old": SpaceRecord(**raw["old"]), "new": SpaceRecord(**raw["new"])})
 
 
 def _corrupt(path: Path, what: str) -> StoreError:
@@ -146,6 +190,26 @@ def check_space(stored: SpaceRecord | None, given: SpaceRecord, where: str) -> N
             f"the store was built with {stored}, the given space is {given}",
             where=where,
             fix="Re-index with --space, or map it with 'chiasm upgrade'",
+        )
+
+
+def check_upgrade(header: Header, given: SpaceRecord, where: str) -> None:
+    """Refuses what may not be written while an upgrade is under way.
+
+    Raises:
+        SpaceMismatch: vectors of the old space.
+        BadInput: it is being rolled back.
+    """
+    found = header.upgrade
+    if found is None or not found.under_way:
+        return
+    if found.phase == "rolling back":
+        raise BadInput("is being rolled back", where=where, fix="Finish that first: chiasm upgrade --rollback")
+    if given.digest == found.old.digest:
+        raise SpaceMismatch(
+            f"the store goes over from {found.old} to {found.new}, and what is added must come from the latter",
+            where=where,
+            fix="Leave --space away, or go back first with chiasm upgrade --rollback",
         )
 
 

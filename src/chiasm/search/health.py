@@ -21,9 +21,8 @@ _BATCH = 8192
 
 def stats(store: Store) -> dict[str, Any]:
     """See `Store.stats`."""
-    head = store.header
     snapshot = store.snapshot()
-    head = store.header if head.space is None else head
+    head = store.header
     out: dict[str, Any] = {
         "path": str(store.path),
         "items": 0 if snapshot is None else snapshot.count,
@@ -34,6 +33,7 @@ def stats(store: Store) -> dict[str, Any]:
         "space": None if head.space is None else {"name": head.space.name, "digest": head.space.digest},
         "correction": None if head.correction is None else head.correction.name,
         "correction_complete": head.correction is None or head.correction.applied,
+        "upgrade": None if head.upgrade is None else f"{head.upgrade.phase}, to {head.upgrade.new}",
         "index": "exact",
         "text_index": False,
         "version": 0 if snapshot is None else snapshot.version,

@@ -80,10 +80,10 @@ def index_paths(
     for root in roots:
         if not root.exists() and not (remove_vanished and path_to_uri(root) in known):
             raise BadInput("does not exist", where=str(root), fix="Name an existing file or folder")
-    left_out: list[Any] = []
+    left_out: list[Skipped] = []
     files = (path for root in roots if root.exists() for path in walk(root, skipped=left_out))
     todo = list(_changed(writer, files, known, report))
-    report.skipped += [Skipped(str(s.path), s.reason) for s in left_out if s.reason != "hidden"]
+    report.skipped += [skip for skip in left_out if skip.reason != "hidden"]
     batch = _FileBatch(writer, known, report)
     for result in encode(todo):
         batch.take(result)
@@ -238,7 +238,7 @@ def index_items(
                 report.unchanged += 1
             else:
                 todo.append((item, sha256))
-        kept, vectors = _encode(space, todo, batch_size, progress, report)
+        kept, vectors = encode_good(space, todo, batch_size, progress, report)
         for item, _ in kept:
             if item.id in stored:
                 report.updated += 1
@@ -255,7 +255,7 @@ def index_items(
     return report
 
 
-def _encode(
+def encode_good(
     space: Space, todo: list[tuple[Item, str]], batch_size: int, progress: bool, report: AddReport
 ) -> tuple[list[tuple[Item, str]], np.ndarray]:
     """The items that the space can encode, and their vectors; one bad item does not spoil its batch."""

@@ -13,7 +13,7 @@ from chiasm.errors import StoreError, StoreLocked
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[None]:
+def exclusive(path: Path, *, wait: float = 0.0, doing: str = "is writing to it") -> Iterator[None]:
     """Holds the lock file at ``path`` for the duration of the block.
 
     ``flock`` belongs to the open file and not to the process, so two stores in one process exclude each other too.
@@ -21,6 +21,7 @@ def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[None]:
     Args:
         path: the lock file; made if missing, never removed (removing it would let two writers in).
         wait: seconds to wait for another holder.
+        doing: what the holder does, for the message.
 
     Raises:
         StoreLocked: another process holds it; the message names its process id.
@@ -35,7 +36,7 @@ def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[None]:
             fix="Open it with read_only=True to search it",
         ) from error
     try:
-        _take(handle, path, time.monotonic() + wait)
+        _take(handle, path, time.monotonic() + wait, doing)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
@@ -43,7 +44,7 @@ def exclusive(path: Path, *, wait: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(handle: int, path: Path, deadline: float) -> None:
+def _take(handle: int, path: Path, deadline: float, doing: str) -> None:
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +53,7 @@ def _take(handle: int, path: Path, deadline: float) -> None:
             if time.monotonic() >= deadline:
                 pid = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise StoreLocked(
-                    f"process {pid} is writing to it",
+                    f"process {pid} {doing}",
                     where=str(path.parent),
                     fix="Wait until it has finished; searching works meanwhile",
                 ) from None

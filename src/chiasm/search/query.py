@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from chiasm.embeddings import Embeddings, unit
 from chiasm.errors import BadInput, StoreError, UnsupportedModality
 from chiasm.items import MODALITIES, Item
 from chiasm.kernels.topk import topk_inner
-from chiasm.search import ann, lexical
+from chiasm.search import ann, grown, lexical
 from chiasm.search.exact import Snapshot
 from chiasm.search.filters import allowed_rows
 from chiasm.search.header import SpaceRecord, check_dim, check_space
@@ -25,6 +26,7 @@ from chiasm.search.schema import HIT_COLUMNS
 if TYPE_CHECKING:
     from chiasm.search.relevance import Relevance
     from chiasm.search.store import Store
+    from chiasm.space import Space
 
 # Candidates that the calibration sees (its interface asks for the best 200 at most).
 JUDGED = 200
@@ -151,7 +153,7 @@ def _encode(store: Store, items: list[Item]) -> np.ndarray:
                 where="search",
                 fix=f"It encodes {', '.join(space.modalities)}",
             )
-    return _mean(space.encode(items, role="query").vectors)
+    return _of_items(store, space, items)
 
 
 def _encode_file(store: Store, path: Path) -> np.ndarray:
@@ -166,6 +168,12 @@ def _encode_file(store: Store, path: Path) -> np.ndarray:
     ]
     if not items:
         raise UnsupportedModality("holds nothing that the space can encode", where=str(path))
+    return _of_items(store, space, items)
+
+
+def _of_items(store: Store, space: Space, items: list[Item]) -> np.ndarray:
+    if any(item.modality == "audio" and not item.text for item in items):
+        grown.warn(store.header, space, store._latest(), str(store.path))
     return _mean(space.encode(items, role="query").vectors)
 
 
@@ -175,8 +183,27 @@ def _mean(vectors: np.ndarray) -> np.ndarray:
     return unit(unit(vectors).mean(axis=0, keepdims=True))[0]
 
 
+def answer(store: Store, ask: Callable[[], Asked], k: int, *, hybrid: bool, **options: Any) -> SearchResult:
+    """Makes the query and searches the newest version; once more if an upgrade took the store elsewhere in between."""
+    start = time.perf_counter()
+    while True:
+        store.refresh()
+        space = store.header.space
+        asked = ask()
+        if hybrid and asked.words is None:
+            raise BadInput("hybrid search needs a query in words", where="search")
+        if hybrid:
+            store.text_index()
+        now, snapshot = store.view()
+        relevance = None if asked.words is None or asked.vector is None else store.relevance()
+        if now == space == store.header.space:
+            return run(store, snapshot, relevance, asked, k, start, hybrid=hybrid, **options)
+
+
 def run(
     store: Store,
+    snapshot: Snapshot | None,
+    relevance: Relevance | None,
     asked: Asked,
     k: int,
     start: float,
@@ -187,18 +214,12 @@ def run(
     rate: float,
     unique: bool,
 ) -> SearchResult:
-    """Searches the newest version of the store; arguments as in `Store.search`."""
-    if hybrid and asked.words is None:
-        raise BadInput("hybrid search needs a query in words", where="search")
-    if hybrid:
-        store.text_index()
-    snapshot = store.snapshot()
+    """Searches one version of the store; arguments as in `Store.search`."""
     allowed = None if snapshot is None else _allowed(snapshot, asked, filters)
     left = 0 if snapshot is None else snapshot.count if allowed is None else int(allowed.sum())
     if snapshot is None or asked.vector is None or not left:
         return SearchResult(asked.label, [], nothing_here=True, seconds=time.perf_counter() - start)
 
-    relevance = store.relevance() if asked.words is not None else None
     depth = max(k, JUDGED)
     by_text = lexical.text_ranks(snapshot, asked.words, allowed) if hybrid and asked.words else np.empty(0, np.int64)
     while True:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from chiasm.items import Skipped
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -89,17 +91,6 @@ class SearchResult:
             "seconds": self.seconds,
             "hits": [hit.to_json() for hit in self.hits],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file or item that was left out, and why."""
-
-    path: str
-    reason: str
-
-    def to_json(self) -> dict[str, str]:
-        return {"path": self.path, "reason": self.reason}
 
 
 @dataclass(slots=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from chiasm.embeddings import Embeddings
 from chiasm.errors import BadInput, BadItem
 from chiasm.items import Item
-from chiasm.search import ann, indexing, lexical
+from chiasm.search import ann, grown, hits, indexing, lexical
 from chiasm.search import query as asking
 from chiasm.search.export import export_table
 from chiasm.search.filters import allowed_rows
@@ -90,6 +89,7 @@ class Store(StoreFolder):
         if not paths:
             space = self._encoder()
             with self.writing(SpaceRecord.of(space.name, space.fingerprint)) as writer:
+                self._grow(space, writer)
                 report = indexing.index_items(writer, space, items, batch_size=batch_size, progress=progress)
                 self._finish(writer)
             return report
@@ -99,12 +99,20 @@ class Store(StoreFolder):
                 return iter(())
             from chiasm.encode.pipeline import encode_files
 
+            self._grow(self.space, writer)
             return encode_files(self.space, todo, workers=workers, batch_size=batch_size, progress=progress)
 
         with self.writing(self._record_to_write()) as writer:
             report = indexing.index_paths(writer, paths, remove_vanished=vanished, encode=encode)
             self._finish(writer)
         return report
+
+    def _grow(self, space: Space, writer: Writer) -> None:
+        """Refuses a sound encoder that is not that of the store's sounds, and records the one that makes them from now on."""
+        grown.check(self.header, space, writer.table, str(self.path))
+        own = grown.mark(space)
+        if own and own != self.header.grown:
+            self.replace_header(grown=own)
 
     def _record_to_write(self) -> SpaceRecord:
         """The store's own record where nothing says otherwise: a run that finds nothing new needs no network."""
@@ -222,11 +230,10 @@ class Store(StoreFolder):
             BadItem: a query file that cannot be read.
             UnsupportedModality: the space cannot encode this kind of query.
         """
-        start = time.perf_counter()
         asking.check_numbers(k, rate)
-        asked = asking.encode_query(self, query)
         filters = {"modality": modality, "path": path, "where": where, "since": since, "until": until}
-        return asking.run(self, asked, k, start, filters=filters, hybrid=hybrid, exact=exact, rate=rate, unique=unique)
+        options = {"filters": filters, "hybrid": hybrid, "exact": exact, "rate": rate, "unique": unique}
+        return self._answer(lambda: asking.encode_query(self, query), k, options)
 
     def similar(self, id_or_path: str | Path, k: int = 10, **options: Any) -> SearchResult:
         """The items nearest to one in the store (by id or path), or to a file outside it; the item itself is left out.
@@ -239,11 +246,16 @@ class Store(StoreFolder):
         Raises:
             BadInput: no such id and no such file.
         """
-        start = time.perf_counter()
         rate, unique, exact = options.pop("rate", 0.05), options.pop("unique", True), options.pop("exact", None)
         asking.check_numbers(k, rate)
-        asked = asking.similar_query(self, id_or_path)
-        return asking.run(self, asked, k, start, filters=options, hybrid=False, exact=exact, rate=rate, unique=unique)
+        chosen = {"filters": options, "hybrid": False, "exact": exact, "rate": rate, "unique": unique}
+        return self._answer(lambda: asking.similar_query(self, id_or_path), k, chosen)
+
+    def _answer(self, ask: Callable[[], asking.Asked], k: int, options: dict[str, Any]) -> SearchResult:
+        found = asking.answer(self, ask, k, **options)
+        if not self.read_only:
+            hits.count(self.path, [hit.id for hit in found.hits])
+        return found
 
     def text_index(self) -> None:
         """Makes the full-text index if there is none.

@@ -82,6 +82,31 @@ class Writer:
             source = pa.table({"id": ids, "bias": pa.array(np.asarray(bias, np.float32))})
             self.table.merge_insert("id").when_matched_update_all().execute(source)
 
+    def revector(self, ids: pa.Array | pa.ChunkedArray, vectors: np.ndarray) -> None:
+        """Puts other vectors float32 ``[n, D]`` in the place of those of these rows, in one commit; nothing else changes.
+
+        The rows get new ``seq``, because whatever is kept beside the table is keyed by it.
+        """
+        if not len(ids):
+            return
+        with _commit(self.table):
+            flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+            source = pa.table(
+                {
+                    "id": ids,
+                    "seq": pa.array(self._seq(len(ids))),
+                    "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+                }
+            )
+            self.table.merge_insert("id").when_matched_update_all().execute(source)
+
+    def copy(self, rows: pa.Table) -> None:
+        """Adds rows of another table of the store with all their columns; only ``seq`` is this table's own."""
+        if len(rows):
+            place = rows.schema.get_field_index("seq")
+            with _commit(self.table):
+                self.table.add(rows.set_column(place, rows.schema.field("seq"), pa.array(self._seq(len(rows)))))
+
     def delete(self, column: str, values: Iterable[str]) -> int:
         """Deletes the rows whose ``column`` has one of the values; returns their number."""
         wanted, gone = list(values), 0
@@ -96,14 +121,17 @@ class Writer:
             with _commit(self.table):
                 self.table.optimize(cleanup_older_than=KEEP_VERSIONS)
 
-    def _stamp(self, rows: pa.Table) -> pa.Table:
-        """Fills ``seq``, ``bias`` and ``added_at``.
+    def _seq(self, n: int) -> np.ndarray:
+        """The table's version in the upper bits and the row's place in the commit in the lower.
 
-        ``seq`` is the table's version in the upper bits and the row's place in the commit in the lower: a version is
-        committed once, so the number is unique without any counter that a crash could lose.
+        A version is committed once, so the number is unique without any counter that a crash could lose.
         """
+        return (int(self.table.version) << 32) + np.arange(n, dtype=np.int64)
+
+    def _stamp(self, rows: pa.Table) -> pa.Table:
+        """Fills ``seq``, ``bias`` and ``added_at``."""
         n = len(rows)
-        seq = (int(self.table.version) << 32) + np.arange(n, dtype=np.int64)
+        seq = self._seq(n)
         now = int(datetime.now(UTC).timestamp() * 1e6)
         for name, values in (
             ("seq", pa.array(seq)),

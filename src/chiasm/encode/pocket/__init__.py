@@ -11,11 +11,12 @@ __all__ = ["build"]
 
 
 def build(device: str | None = None) -> SentenceTransformer:
-    """The pocket space as a `SentenceTransformer` over a `Router` with the routes ``image`` and ``text``.
+    """The pocket space as a `SentenceTransformer` over a `Router` with the routes ``image``, ``text`` and ``audio``.
 
     ``text`` is all-MiniLM-L6-v2 (384-d). ``image`` is EfficientNet-Lite0 and `TextBridge`, which places a picture at
     the text vectors of what it shows; its output also holds ``image_features`` ``[N, 1280]`` and ``class_logits``
-    ``[N, 1000]``. Saved with ``save_pretrained``, it loads with plain ``SentenceTransformer(path)``.
+    ``[N, 1000]``. ``audio`` is `PocketSound`, which looks at pictures of the sound with the same network and knows few kinds of
+    sounds; the fingerprint does not cover it. Saved with ``save_pretrained``, it loads with plain ``SentenceTransformer(path)``.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, ...; None lets sentence-transformers choose.
@@ -27,13 +28,15 @@ def build(device: str | None = None) -> SentenceTransformer:
 
     from chiasm.encode.pocket.bridge import TextBridge, shipped_class_texts
     from chiasm.encode.pocket.image import PocketImage
+    from chiasm.encode.pocket.sound import PocketSound, trained
 
     transformer = Transformer(str(get_model_path()), max_seq_length=256)
     pooling = Pooling(transformer.get_embedding_dimension())
     bridge = TextBridge()
     bridge.texts.copy_(torch.from_numpy(shipped_class_texts()))
-    router = Router(
-        {"text": [transformer, pooling, Normalize()], "image": [PocketImage.pretrained(), bridge, Normalize()]},
-        default_route="text",
-    )
+    picture = PocketImage.pretrained()
+    routes = {"text": [transformer, pooling, Normalize()], "image": [picture, bridge, Normalize()]}
+    if trained():  # `make pocket-sound` starts without
+        routes["audio"] = [PocketSound.pretrained(picture)]
+    router = Router(routes, default_route="text")
     return SentenceTransformer(modules=[router], device=device, similarity_fn_name="cosine")
