@@ -1,7 +1,8 @@
 """A query of a store under upgrade beside a query of the same store before. Target: <= 1.1 x the time.
 
-Both encode the words with the pocket text model, search the same vectors and judge the relevance; the upgraded one also
-applies the map (an MLP of four times the width, the largest of the forms, with adapters).
+Both encode the words with the pocket text model, search a gallery of the same size and judge the relevance; the upgraded one
+also applies the map (an MLP of four times the width, the largest of the forms, with adapters), on a gallery half of which was
+re-embedded. A second copy of the plain store shows what the machine alone differs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from compare import alternate, median, publish, ratio
 
@@ -34,34 +36,39 @@ def main() -> None:
     vectors = unit(np.random.default_rng(0).standard_normal((N, old.dim), dtype=np.float32))
     ids = [str(i) for i in range(N)]
     with tempfile.TemporaryDirectory() as folder:
-        plain = Store(Path(folder) / "plain.chiasm", old)
-        plain.add(Embeddings(vectors, ids, ["image"] * N, space=old.fingerprint.digest))
-        plain.search(WORDS[0])
-        plain.close()
-        shutil.copytree(Path(folder) / "plain.chiasm", Path(folder) / "upgraded.chiasm")
-        plain, upgraded = Store(plain.path, old), Store(Path(folder) / "upgraded.chiasm", old)
-        begin(upgraded, Plan(_map(old, new), _report(), new))
-        plain.search(WORDS[0])
-        upgraded.search(WORDS[0])
-        turn = {"plain": 0, "upgraded": 0}
+        made = Store(Path(folder) / "made.chiasm", old)
+        made.add(Embeddings(vectors, ids, ["image"] * N, space=old.fingerprint.digest))
+        made.search(WORDS[0])  # calibrated before it is copied
+        made.close()
+        stores = {}
+        for name in ("plain", "plain again", "upgraded"):
+            shutil.copytree(made.path, Path(folder) / name)
+            stores[name] = Store(Path(folder) / name, old)
+        found = _map(old, new)
+        begin(stores["upgraded"], Plan(found, _report(), new))
+        for part in np.array_split(np.arange(N // 2), 20):  # half of the items carry mapped vectors of the new space
+            with stores["upgraded"].writing() as writer:
+                writer.revector(pa.array([ids[i] for i in part]), found(vectors[part], "image"))
+        with stores["upgraded"].writing() as writer:
+            writer.tidy()
+        turn = dict.fromkeys(stores, 0)
 
-        def ask(name: str, store: Store) -> None:
+        def ask(name: str) -> None:
             turn[name] += 1
-            store.search(WORDS[turn[name] % len(WORDS)], 10)
+            stores[name].search(WORDS[turn[name] % len(WORDS)], 10)
 
-        arms = {"plain": lambda: ask("plain", plain), "upgraded": lambda: ask("upgraded", upgraded)}
-        seconds = alternate(arms, rounds=ROUNDS, warmup=3)
-        times = ratio(seconds, "upgraded", "plain")
-        rows = [
-            {"what": "plain query", "seconds": median(seconds["plain"])},
-            {
-                "what": "upgraded query",
-                "seconds": median(seconds["upgraded"]),
-                "times": times,
-                "target": 1.1,
-                "held": times <= 1.1,
-            },
-        ]
+        seconds = alternate({name: lambda name=name: ask(name) for name in stores}, rounds=ROUNDS, warmup=3)
+        word = old.encode(WORDS[:1], role="query").vectors
+        alone = alternate({"map": lambda: found(word, "text")}, rounds=ROUNDS, warmup=3)
+        rows = [{"what": "plain query", "seconds": median(seconds["plain"])}]
+        for name, what in (
+            ("plain again", "the same on another copy (what the machine alone differs)"),
+            ("upgraded", "upgraded query, half of the items re-embedded"),
+        ):
+            times = ratio(seconds, name, "plain")
+            rows.append({"what": what, "seconds": median(seconds[name]), "times": times})
+        rows[-1] |= {"target": 1.1, "held": rows[-1]["times"] <= 1.1}
+        rows.append({"what": "the map alone", "seconds": median(alone["map"])})
         publish(f"Query under upgrade, {N} x {old.dim}", rows)
 
 
