@@ -18,14 +18,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule, Router
 from torch import Tensor, nn
 
+from chiasm.blocks.saved import Saved
 from chiasm.errors import BadInput
 
 # How the two sides of a pair are called in a `dual_tower`, whatever their modality.
 SIDES = ("a", "b")
 
 
-class _Saved(InputModule):
-    """Saving and loading by ``config_keys`` and safetensors, and features as they come from `Features.batch`."""
+class _Arrays(Saved, InputModule):
+    """Takes features as they come from `Features.batch`."""
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Takes arrays or tensors ``[D]`` or ``[L, D]`` (or lists of token ids), or a list of them."""
@@ -39,20 +40,8 @@ class _Saved(InputModule):
         del batch["rows"]
         return batch
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
 
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Any:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
-
-
-class Tower(_Saved):
+class Tower(_Arrays):
     """A small pre-LN transformer over the tokens of an item.
 
     Args:
@@ -163,7 +152,7 @@ class Tower(_Saved):
         return self.out
 
 
-class Perceptron(_Saved):
+class Perceptron(_Arrays):
     """A multilayer perceptron over one vector an item.
 
     Args:

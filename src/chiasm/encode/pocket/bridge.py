@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers.base.modules import Module
 from torch import Tensor
 
+from chiasm.blocks.saved import Saved
 from chiasm.embeddings import unit
 from chiasm.errors import BadInput
 
@@ -82,7 +82,7 @@ def shipped_class_texts() -> np.ndarray:
     return unit(load(blob)["texts"])
 
 
-class TextBridge(Module):
+class TextBridge(Saved):
     """Features in: ``class_logits`` ``[N, C]``. Features out: ``sentence_embedding`` float32 ``[N, D]``, unit length.
 
     Args:
@@ -116,15 +116,3 @@ class TextBridge(Module):
 
     def get_embedding_dimension(self) -> int:
         return self.dim
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> TextBridge:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module

@@ -20,6 +20,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from chiasm.blocks.saved import Saved
 from chiasm.encode.images import to_rgb
 from chiasm.errors import BadInput
 
@@ -28,7 +29,7 @@ FEATURES = 1280
 CLASSES = 1000
 
 
-class PocketImage(InputModule):
+class PocketImage(Saved, InputModule):
     """The input module of the image route: pictures in, ``image_features`` and ``class_logits`` out.
 
     Features in: ``pixel_values`` uint8 ``[N, 224, 224, 3]`` (RGB). Features out: ``image_features`` float32
@@ -136,18 +137,6 @@ class PocketImage(InputModule):
 
     def get_embedding_dimension(self) -> int:
         return FEATURES
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> PocketImage:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
 
 
 def _fold(network: Any) -> nn.Module:

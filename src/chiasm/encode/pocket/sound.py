@@ -21,6 +21,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
 from chiasm.blocks.alignment import AlignmentLayer, filled, pooled
+from chiasm.blocks.saved import Saved
 from chiasm.encode.pocket.image import FEATURES as PICTURE_FEATURES
 from chiasm.encode.pocket.image import SIZE, PocketImage
 from chiasm.errors import BadInput
@@ -46,7 +47,7 @@ def trained() -> bool:
     return resources.files("chiasm.encode.pocket").joinpath(WEIGHTS).is_file()
 
 
-class PocketSound(InputModule):
+class PocketSound(Saved, InputModule):
     """The module of the pocket space's sound route: recordings in, ``sentence_embedding`` float32 ``[N, dim]`` of unit length out.
 
     Features in: ``log_mel`` float32 ``[N, W, 128, 224]`` in dB below the loudest moment, ``attention_mask`` ``[N, W]``. It also
@@ -195,18 +196,6 @@ class PocketSound(InputModule):
 
     def get_embedding_dimension(self) -> int:
         return self.dim
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> PocketSound:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
 from chiasm.blocks.alignment import POOLINGS, AlignmentLayer, Pooling, filled, pooled
+from chiasm.blocks.saved import Saved
 from chiasm.errors import BadInput, unknown_name
 from chiasm.learn.alignment.one_encoder.projection import TokenPerceptron, UniversalProjection, new_token
 
@@ -22,7 +23,7 @@ from chiasm.learn.alignment.one_encoder.projection import TokenPerceptron, Unive
 FIRST = "first"
 
 
-class OneEncoder(InputModule):
+class OneEncoder(Saved, InputModule):
     """Features in: ``input_features`` ``[N, L, D_m]`` (or ``[N, D_m]``, one token) with ``attention_mask``, and the modality
     as ``task``. Features out: ``token_embeddings`` ``[N, L, width]`` and ``sentence_embedding`` ``[N, width]``, not normalized.
     Where ``sentence_embedding`` is given instead of tokens, it passes through: embeddings of a frozen modality, computed once.
@@ -178,18 +179,6 @@ class OneEncoder(InputModule):
 
     def get_embedding_dimension(self) -> int:
         return self.width
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> OneEncoder:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
 
 
 def as_model(encoder: OneEncoder, *, device: str | None = None) -> SentenceTransformer:

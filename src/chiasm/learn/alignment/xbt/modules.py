@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
+from chiasm.blocks.saved import Saved
 from chiasm.errors import BadInput, unknown_name
 
 FORMS = ("mlp", "linear", "residual", "blocks")
@@ -21,23 +21,7 @@ Form = Literal["mlp", "linear", "residual", "blocks"]
 Per = Literal["sample", "batch"]
 
 
-class _Saved(Module):
-    """Saving and loading by ``config_keys`` and safetensors."""
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Any:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
-
-
-class Noise(_Saved):
+class Noise(Saved):
     """Gaussian noise on unit vectors while training: norm(u + s eps), eps ~ N(0, I / D), s ~ U(0, sigma).
 
     It stands in for the gap between the modalities: a projection that forgives it also takes picture vectors.
@@ -82,7 +66,7 @@ class _Perceptron(nn.Module):
         return self.down(nn.functional.gelu(self.up(x)))
 
 
-class Projection(_Saved):
+class Projection(Saved):
     """phi: new vectors ``[N, Dn]`` -> vectors ``[N, Do]`` in the old space, not normalized.
 
     Args:
@@ -144,7 +128,7 @@ class Projection(_Saved):
         return self.old
 
 
-class LowRank(_Saved):
+class LowRank(Saved):
     """Embedding-level adapter: x + B A x, scaled to the length of x. With B = 0 the input comes back bit for bit.
 
     Args:
@@ -178,7 +162,7 @@ class LowRank(_Saved):
         return self.dim
 
 
-class Same(_Saved):
+class Same(Saved):
     """Leaves vectors as they are: the route of a frozen model's precomputed vectors."""
 
     config_keys: list[str] = ["dim"]  # noqa: RUF012 (the library declares it so)

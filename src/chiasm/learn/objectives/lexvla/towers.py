@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Module, Router
+from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 
 from chiasm.blocks.lexical import lexical, sparsify, unit
+from chiasm.blocks.saved import Saved
 from chiasm.errors import BadInput
 from chiasm.learn.objectives.lexvla.objective import LexVLA
 from chiasm.learn.objectives.lexvla.vocabulary import Vocabulary
@@ -106,7 +107,7 @@ class WordNames:
         return [self.words[i] for i in ids]
 
 
-class LexicalHead(Module):
+class LexicalHead(Saved):
     """Token vectors to a sparse vector over the words.
 
     Reads ``token_embeddings`` ``[N, L, width]`` and ``attention_mask``; writes ``sentence_embedding`` ``[N, V]``: dense while it
@@ -156,18 +157,6 @@ class LexicalHead(Module):
 
     def get_embedding_dimension(self) -> int:
         return len(self.words)
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> LexicalHead:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        module = cls(**{key: config[key] for key in cls.config_keys})
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
-        return module
 
 
 class WordRouter(Router):
