@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,6 +128,32 @@ def test_methods_lists_them(package: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_methods_of_the_real_catalogue_is_json(capsys: pytest.CaptureFixture[str]):
     assert main(["methods", "--json"]) == 0
     assert [m["slug"] for m in json.loads(capsys.readouterr().out)] == [m.slug for m in methods()]
+
+
+@pytest.mark.parametrize("room", ["adapt", "compress", "correct"])
+def test_a_room_offers_the_classes_of_its_methods(room: str):
+    offered = importlib.import_module(f"chiasm.{room}")
+    found = [m for m in methods() if m.room == room]
+    assert found
+    for one in found:
+        module, name = one.import_path.split(":")
+        assert getattr(offered, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        offered.Nothing  # noqa: B018
+
+
+def test_asking_for_a_module_of_a_room_imports_no_method():
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from chiasm.correct import bias; import sys; print('chiasm.correct.dbnorm' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == "False"
 
 
 # ---- chiasm new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,25 @@ def method(name: str, *, package: Path = PACKAGE) -> Method:
     if slug not in known:
         raise unknown_name("method", name, known)
     return known[slug]
+
+
+def export(room: str, name: str) -> Any:
+    """A public class of one of a room's methods, imported when first used: the ``__getattr__`` of a room.
+
+    Args:
+        room: the folder under ``chiasm``, for example ``correct``.
+        name: what is asked of the room.
+
+    Raises:
+        AttributeError: no method of the room exports this name.
+    """
+    package = f"chiasm.{room.replace('/', '.')}"
+    # `from chiasm.adapt import evidence` asks here first; that must not import every method of the room.
+    module_of_the_room = (PACKAGE / room / f"{name}.py").exists() or (PACKAGE / room / name).is_dir()
+    if not name.startswith("_") and not module_of_the_room:
+        for found in methods():
+            if found.room == room:
+                module = import_module(f"{package}.{folder_name(found.slug)}")
+                if name in getattr(module, "__all__", ()):
+                    return getattr(module, name)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -25,12 +25,6 @@ def __getattr__(name: str) -> Any:
     """Names of this module, and the public classes of the methods in this room (found through the catalogue)."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    if not name.startswith("_"):
-        from chiasm.catalog import folder_name, methods
+    from chiasm.catalog import export
 
-        for method in methods():
-            if method.room == "correct":
-                module = import_module(f"chiasm.correct.{folder_name(method.slug)}")
-                if name in getattr(module, "__all__", ()):
-                    return getattr(module, name)
-    raise AttributeError(f"module 'chiasm.correct' has no attribute {name!r}")
+    return export("correct", name)
