@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
+from chiasm.errors import BadInput
 from chiasm.kernels.logsumexp import logsumexp_inner
 from chiasm.kernels.nearest_mean import nearest_mean
 
@@ -32,6 +33,19 @@ def test_logsumexp_equals_the_dense_one(seed, bank, items, beta, chunk):
     tensor = logsumexp_inner(torch.from_numpy(b), torch.from_numpy(v), beta)
     assert isinstance(tensor, torch.Tensor)
     np.testing.assert_allclose(tensor.numpy(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [2.0, 300.0])
+def test_logsumexp_of_groups_is_that_of_each_part(scale):
+    b, v = arrays(0, 12, 7, 1.0)
+    expected = [logsumexp_inner(part, v, scale) for part in np.split(b, 4)]
+    np.testing.assert_allclose(logsumexp_inner(b, v, scale, groups=4, chunk=2, item_chunk=3), expected, rtol=1e-5)
+    tensor = logsumexp_inner(torch.from_numpy(b), torch.from_numpy(v), scale, groups=4)
+    np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5)
+    assert logsumexp_inner(b, v[:0], scale, groups=4).shape == (4, 0)
+    for groups in (0, 5):
+        with pytest.raises(BadInput, match="do not divide 12"):
+            logsumexp_inner(b, v, scale, groups=groups)
 
 
 @settings(max_examples=40, deadline=None)
