@@ -402,6 +402,44 @@ def tiny_text_model() -> tuple[Any, dict[str, Any]]:
     return BertModel(config).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def tiny_dual_encoder() -> tuple[Any, dict[str, Any]]:
+    """A random CLIP whose output is both vectors of each pair side by side ``[B, 2 D]``, and a batch for it."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    class BothTowers(CLIPModel):
+        def forward(self, pixel_values: Any, input_ids: Any, attention_mask: Any) -> tuple[Any]:  # type: ignore[override]
+            image = self.get_image_features(pixel_values=pixel_values).pooler_output
+            text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+            return (torch.cat([image, text], dim=1),)
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    special = {"bos_token_id": 47, "pad_token_id": 48, "eos_token_id": 49}
+    config = CLIPConfig(
+        text_config={**tower, **special, "vocab_size": 50, "max_position_embeddings": 24},
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+        projection_dim=DIM,
+    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 47, (3, 8), generator=generator)
+    ids[:, 0], ids[:, -1] = 47, 49
+    pixels = torch.randn(3, 3, 16, 16, generator=generator)
+    return BothTowers(config).eval(), {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+# What an adapter is tried on: table ``[contract]``, key ``model`` of ``method.toml``.
+TINY: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {"text": tiny_text_model, "dual_encoder": tiny_dual_encoder}
+
+
+def tiny_model(method: Method) -> Callable[[], tuple[Any, dict[str, Any]]]:
+    """The model that an adapter asks for; by default a text model."""
+    raw = tomllib.loads((method.path / "method.toml").read_text(encoding="utf-8"))
+    name = raw.get("contract", {}).get("model", "text")
+    assert name in TINY, f"{method.slug}/method.toml: model {name!r} is none of {sorted(TINY)}"
+    return TINY[name]
+
+
 def check_adapter(make: Callable[[], Any], tiny: Callable[[], tuple[Any, dict[str, Any]]] = tiny_text_model) -> None:
     """Contract 6: attach and detach leave the model bit-identical.
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import battery
 from chiasm import catalog
@@ -47,8 +49,57 @@ def test_contract(method: Method):
     contract = battery.CONTRACTS.get(method.kind)
     if contract is None:
         assert callable(made)  # kinds without a contract of their own promise only the room
+    elif method.kind == "adapter":
+        battery.check_adapter(lambda: made(**arguments), battery.tiny_model(method))
     else:
         contract(lambda: made(**arguments))
+
+
+def test_the_model_of_an_adapter_is_named_in_its_method_toml(tmp_path: Path):
+    for line, model in (("", "BertModel"), ('model = "dual_encoder"', "BothTowers")):
+        (tmp_path / "method.toml").write_text(f"[contract]\n{line}\n", encoding="utf-8")
+        made, batch = battery.tiny_model(planted(tmp_path))()
+        assert type(made).__name__ == model
+        assert len(made(**batch)[0]) == 3
+    (tmp_path / "method.toml").write_text('[contract]\nmodel = "sound"\n', encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"'sound' is none of \['dual_encoder', 'text'\]"):
+        battery.tiny_model(planted(tmp_path))
+
+
+def test_a_dual_encoder_adapter_must_come_off_both_towers():
+    from chiasm.blocks.deep_prompts import DeepPrompts, tower_sizes
+
+    class Prompts(torch.nn.Module):
+        """Leaves the hooks of one tower behind, if told to."""
+
+        def __init__(self, forgets: str | None = None) -> None:
+            super().__init__()
+            self.forgets, self.handles = forgets, {}
+
+        def attach(self, model: Any) -> None:
+            sizes = tower_sizes(model)
+            self.text = torch.nn.Parameter(torch.zeros(2, sizes.text_width))
+            self.vision = torch.nn.Parameter(torch.zeros(2, sizes.vision_width))
+            self.handles = {
+                "text": DeepPrompts(model, text=lambda: [self.text]),
+                "vision": DeepPrompts(model, vision=lambda: [self.vision]),
+            }
+
+        def detach(self) -> None:
+            for tower, handle in self.handles.items():
+                if tower != self.forgets:
+                    handle.remove()
+
+    battery.check_adapter(Prompts, battery.tiny_dual_encoder)
+    for tower in ("text", "vision"):
+        with pytest.raises(AssertionError, match="not bit-identical"):
+            battery.check_adapter(partial(Prompts, tower), battery.tiny_dual_encoder)
+
+
+def planted(folder: Path) -> Method:
+    from dataclasses import replace
+
+    return replace(METHODS[0], path=folder)
 
 
 # ---- what `chiasm new` makes: keeps its contract from the first minute, and fails until it is filled in

@@ -12,7 +12,7 @@ Nothing is mutated: no weight is written, no module is exchanged, gradients flow
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,29 +22,30 @@ from torch import Tensor, nn
 from chiasm.errors import BadInput, UnknownName
 
 # Values of `config.model_type` whose towers have the parts used here (OpenAI's and LAION's CLIP, SigLIP, fixed-size SigLIP 2).
-SUPPORTED = ("clip", "siglip")
+SUPPORTED = ("clip", "siglip", "metaclip_2")
 
 
-def dual_encoder(model: Any) -> Any:
+def dual_encoder(model: Any, supported: Sequence[str] = SUPPORTED) -> Any:
     """The two-tower network inside a model: itself, or that of a `SentenceTransformer` or of a space.
 
     Args:
         model: `transformers.CLIPModel` or `transformers.SiglipModel`, a `SentenceTransformer` over one, or a space
             (`chiasm.load`).
+        supported: the architectures (``config.model_type``) that will do.
 
     Raises:
-        UnknownName: another architecture.
+        UnknownName: another architecture; the message names the supported ones.
     """
     found = model
     if not hasattr(found, "get_text_features"):
         found = first_module(model)
         found = getattr(found, "model", found)
     kind = getattr(getattr(found, "config", None), "model_type", type(found).__name__)
-    if kind not in SUPPORTED or not hasattr(found, "get_text_features"):
+    if kind not in supported or not hasattr(found, "get_text_features"):
         raise UnknownName(
             f"no encoding from embeddings for the architecture {kind!r} ({type(found).__name__})",
             where="dual_encoder",
-            fix=f"Give a transformers model with both towers, of one of the types {', '.join(SUPPORTED)}",
+            fix=f"Give a transformers model with both towers, of one of the types {', '.join(supported)}",
         )
     return found
 
