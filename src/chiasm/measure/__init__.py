@@ -33,6 +33,7 @@ from chiasm.measure.intervals import (
 from chiasm.measure.pairs import NoisyPairs, noisy_pairs
 from chiasm.measure.positives import Positives, same_label
 from chiasm.measure.ranking import RankingReport, evaluate, evaluate_lists, evaluate_scores
+from chiasm.measure.segmentation import Segmentation, confusion, harmonic_mean, segmentation
 from chiasm.measure.uniformity import alignment, uniformity
 
 __all__ = [
@@ -45,9 +46,11 @@ __all__ = [
     "Positives",
     "RankVariance",
     "RankingReport",
+    "Segmentation",
     "alignment",
     "anti_hub_share",
     "close_gap",
+    "confusion",
     "delta_deg",
     "detection",
     "difference_interval",
@@ -56,6 +59,7 @@ __all__ = [
     "evaluate_lists",
     "evaluate_scores",
     "grouped_mean_interval",
+    "harmonic_mean",
     "hub_share",
     "hubness",
     "hubness_of_lists",
@@ -70,6 +74,7 @@ __all__ = [
     "participation_ratio",
     "robin_hood",
     "same_label",
+    "segmentation",
     "skewness",
     "spectrum",
     "statistic_interval",
