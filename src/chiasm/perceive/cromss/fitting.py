@@ -1,0 +1,207 @@
+"""The training loop of this room, which is `transformers.Trainer`: a module with a loss, rows, and a function that draws batches."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chiasm.errors import BadInput, TrainingDiverged, missing_extra, unknown_name
+
+# A batch: (rows int64 [B], generator of random changes; None for validation) -> keyword arguments of the module.
+Draw = Callable[[np.ndarray, np.random.Generator | None], dict[str, Tensor]]
+SCHEDULES = {"plateau": "reduce_lr_on_plateau", "cosine": "cosine", "constant": "constant"}
+
+
+@dataclass
+class FitReport:
+    """What happened in a training.
+
+    Args:
+        steps, seconds: optimizer steps and wall time.
+        history: one dict an epoch and kind: ``step``, ``epoch`` and ``loss`` or ``eval_loss``.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean training loss of each epoch."""
+        return [entry["loss"] for entry in self.history if "loss" in entry]
+
+
+def fit(
+    module: nn.Module,
+    draw: Draw,
+    rows: np.ndarray,
+    *,
+    validation: np.ndarray | None = None,
+    epochs: int,
+    batch_size: int,
+    rate: float,
+    weight_decay: float,
+    schedule: str = "plateau",
+    patience: int = 30,
+    factor: float = 0.5,
+    clip: float = 0.0,
+    seed: int = 0,
+    on_epoch: Callable[[int], None] | None = None,
+    progress: bool = False,
+) -> FitReport:
+    """Trains a module in place with Adam.
+
+    Args:
+        module: ``module(**batch)`` gives ``{"loss": scalar}``; has to name its arguments, one of them ``labels``.
+        draw: makes batches.
+        rows: int64 ``[N]``, what is drawn from.
+        validation: int64 ``[V]``, rows of which the loss is taken after every epoch; the plateau schedule needs some.
+        epochs, batch_size, rate, weight_decay: of the optimizer.
+        schedule: ``"plateau"`` (halves the rate when the validation loss stays), ``"cosine"`` or ``"constant"``.
+        patience, factor: of the plateau.
+        clip: largest norm of the gradient; 0 for no clipping.
+        seed: of order and changes.
+        on_epoch: called with 0, 1, ... before every epoch.
+        progress: show a bar.
+
+    Raises:
+        BadInput: nothing to learn from, or a plateau without validation rows.
+        TrainingDiverged: a weight is no number afterwards.
+        MissingExtra: ``chiasm[train]`` is not installed.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    if not len(rows) or epochs < 1 or batch_size < 1:
+        raise BadInput(f"{len(rows)} rows, {epochs} epochs, batches of {batch_size}", where="fit")
+    if schedule == "plateau" and (validation is None or not len(validation)):
+        raise BadInput("a plateau is seen on validation rows", where="fit", fix="Give some, or schedule='cosine'")
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not learned:
+        raise BadInput("has nothing to learn", where="fit", fix="Leave some parameters unfrozen")
+    try:
+        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+    except ImportError as error:
+        raise missing_extra("training", "train", "accelerate") from error
+
+    class Epochs(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if on_epoch is not None:
+                on_epoch(round(float(state.epoch or 0)))
+
+    set_seed(seed)
+    evaluates = validation is not None and len(validation) > 0
+    extra: dict[str, Any] = (
+        {"lr_scheduler_kwargs": {"patience": patience, "factor": factor}} if schedule == "plateau" else {}
+    )
+    was_training, start = module.training, time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="chiasm-fit-") as folder:
+        args = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=batch_size,
+            num_train_epochs=epochs,
+            max_grad_norm=clip,
+            # A last batch of one picture has no statistics to be normalized by where maps are a single pixel.
+            dataloader_drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
+            lr_scheduler_type=SCHEDULES[schedule],
+            metric_for_best_model="loss" if schedule == "plateau" else None,
+            greater_is_better=False if schedule == "plateau" else None,
+            eval_strategy="epoch" if evaluates else "no",
+            prediction_loss_only=True,
+            label_names=["labels"],
+            seed=seed,
+            logging_strategy="epoch",
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=not progress,
+            use_cpu=learned[0].device.type == "cpu",
+            dataloader_pin_memory=False,
+            **extra,
+        )
+        trainer = Trainer(
+            model=module,
+            args=args,
+            train_dataset=_Rows(rows, True),  # pyright: ignore[reportArgumentType]
+            eval_dataset=_Rows(validation, False) if validation is not None and evaluates else None,  # pyright: ignore[reportArgumentType]
+            data_collator=_Batches(draw, seed),  # pyright: ignore[reportArgumentType]
+            callbacks=[Epochs()],
+            optimizers=(torch.optim.Adam(learned, lr=rate, weight_decay=weight_decay), None),  # pyright: ignore[reportArgumentType]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    module.train(was_training)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in learned):
+        raise TrainingDiverged("a weight is no number any more", where="fit", fix="Lower the learning rate")
+    kept = ("step", "epoch", "loss", "eval_loss", "learning_rate")
+    history = [
+        {name: float(entry[name]) for name in kept if name in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+    return FitReport(int(trainer.state.global_step), time.perf_counter() - start, history)
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Row numbers, and whether they are for training: what a batch holds is drawn when it is made."""
+
+    def __init__(self, rows: np.ndarray, training: bool) -> None:
+        self.rows, self.training = rows, training
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, bool]:
+        return int(self.rows[place]), self.training
+
+
+class _Batches:
+    """Draws the batch of some rows; the random changes have a generator of their own."""
+
+    def __init__(self, draw: Draw, seed: int) -> None:
+        self.draw, self.generator = draw, np.random.default_rng([seed, 61])
+
+    def __call__(self, items: list[tuple[int, bool]]) -> dict[str, Tensor]:
+        rows = np.array([row for row, _ in items])
+        return self.draw(rows, self.generator if items[0][1] else None)
+
+
+def windows(
+    count: int, size: tuple[int, int], crop: int | None, flip: bool, generator: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel rows ``[B, h, 1]`` and columns ``[B, 1, w]`` of a random window of each picture, mirrored or not.
+
+    Args:
+        count: B.
+        size: height and width of the pictures.
+        crop: side of the window; None takes the whole picture. For validation the window in the middle.
+        flip: mirror half of them up-down and half left-right.
+        generator: None for validation: nothing is random.
+    """
+    found = []
+    for whole in size:
+        side = whole if crop is None else min(crop, whole)
+        start = np.full(count, (whole - side) // 2)
+        if generator is not None:
+            start = generator.integers(0, whole - side + 1, size=count)
+        places = start[:, None] + np.arange(side)
+        if flip and generator is not None:
+            places = np.where(generator.random(count)[:, None] < 0.5, places[:, ::-1], places)
+        found.append(places)
+    return found[0][:, :, None], found[1][:, None, :]
+
+
+def cut(maps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Windows of maps ``[B, H, W]`` or ``[B, C, H, W]``, as `windows` gave them."""
+    each = np.arange(len(maps))[:, None, None]
+    if maps.ndim == 3:
+        return maps[each, rows, columns]
+    return np.ascontiguousarray(np.moveaxis(maps.transpose(0, 2, 3, 1)[each, rows, columns], -1, 1))
