@@ -60,24 +60,24 @@ def _count_below(edges: np.ndarray, column: np.ndarray) -> np.ndarray:
     padded[: len(edges)] = edges
     place = np.zeros(len(column), dtype=np.intp)
     for step in (2**k for k in reversed(range(steps))):
-        place += step * (padded[place + (step - 1)] < column)
+        place += step * (padded[step - 1 :][place] < column)
     return place
 
 
 def _edges(column: np.ndarray, most: int) -> np.ndarray:
-    values = np.sort(column[~np.isnan(column)].astype(np.float64))
+    values = np.sort(column.astype(np.float64))  # missing values come last
+    values = values[: len(values) - np.isnan(values).sum()]
     if not len(values):
         return np.zeros(0)
-    first = np.concatenate([[True], values[1:] != values[:-1]])
-    distinct = values[first]
-    if len(distinct) <= most:
+    new = values[1:] != values[:-1]
+    if np.count_nonzero(new) < most:
+        distinct = values[np.concatenate([[True], new])]
         below, above = distinct[:-1], distinct[1:]
     else:
         # The value at each quantile and the next larger one; a value so frequent that it holds several quantiles counts once.
-        rank = np.cumsum(first) - 1
-        at = np.unique(rank[np.linspace(0, len(values) - 1, most + 1)[1:-1].astype(np.int64)])
-        at = at[at < len(distinct) - 1]
-        below, above = distinct[at], distinct[at + 1]
+        below = np.unique(values[np.linspace(0, len(values) - 1, most + 1)[1:-1].astype(np.int64)])
+        below = below[below < values[-1]]
+        above = values[np.searchsorted(values, below, side="right")]
     middle = below + (above - below) / 2
     # Between neighboring floats there is no middle: then the smaller one is the edge, and x <= edge still divides them.
     return np.where(middle >= above, below, middle)

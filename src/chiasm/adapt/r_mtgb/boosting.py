@@ -260,26 +260,21 @@ class _Run:
         self, grower: Grower, targets: np.ndarray, curvature: np.ndarray, drawn: np.ndarray | None
     ) -> tuple[Forest, np.ndarray]:
         """Trees by least squares with their leaves' values (times eta), and what they add to each row."""
-        forest, leaves = grower.grow(targets, drawn)
-        taking = None if drawn is None and self.whole else (self.fit if drawn is None else self.fit & drawn)
-        at, sums, weights = (
-            (leaves, targets, curvature)
-            if taking is None
-            else (
-                leaves[taking],
-                targets[taking],
-                curvature[taking],
-            )
-        )
+        forest, leaves, sizes = grower.grow(targets, drawn)
+        taking: Any = self.fit if drawn is None else self.fit & drawn
+        if drawn is None and self.whole:
+            taking = slice(None)
         n = len(forest.value)
-        top = np.bincount(at, sums, n)
-        below = np.bincount(at, weights, n) if self.settings.newton else np.bincount(at, minlength=n)
+        top = np.bincount(leaves[taking], targets[taking], n)
+        below = np.bincount(leaves[taking], curvature[taking], n) if self.settings.newton else sizes
         below = below + grower.shape.l2
         forest.value = self.settings.rate * np.divide(top, below, out=np.zeros(n), where=below > 0)
-        return forest, forest.value[leaves]
+        return forest, forest.value.take(leaves)
 
     def _columns(self, grower: Grower, targets: np.ndarray, curvature: np.ndarray, drawn) -> tuple[Forest, np.ndarray]:
         found = [self._tree(grower, targets[:, k], curvature[:, k], drawn) for k in range(targets.shape[1])]
+        if len(found) == 1:
+            return found[0][0], found[0][1][:, None]
         return Forest.join([f for f, _ in found], self.missing), np.column_stack([added for _, added in found])
 
     def _curvature(self) -> np.ndarray:

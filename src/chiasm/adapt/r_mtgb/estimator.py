@@ -120,7 +120,7 @@ class MultiTaskBoosting(BaseEstimator):
             warnings.warn("there is only one task: outlier scores have nothing to compare", UserWarning, stacklevel=2)
         targets, loss, start = self._targets(y)
         fit = self._rows_to_fit(codes_of_task, rng)
-        self.bins_ = Bins.of(X[fit], self.max_bins, rng)
+        self.bins_ = Bins.of(X if fit.all() else X[fit], self.max_bins, rng)
         self.boosted_ = boost(
             self.bins_.codes(X),
             self.bins_.used,

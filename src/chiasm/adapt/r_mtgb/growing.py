@@ -68,32 +68,35 @@ class Grower:
             order = order[np.argsort(groups[order], kind="stable")]
             cuts = np.searchsorted(groups[order], np.arange(count + 1))
             self.parts = [order[a:b] for a, b in pairwise(cuts)]
-            whole = count == 1 and bool(fit.all())
-            self.part_codes = [codes if whole else np.ascontiguousarray(codes[:, rows]) for rows in self.parts]
+            self.whole = count == 1 and bool(fit.all())
+            self.part_codes = [codes if self.whole else np.ascontiguousarray(codes[:, rows]) for rows in self.parts]
 
-    def grow(self, targets: np.ndarray, drawn: np.ndarray | None = None) -> tuple[Forest, np.ndarray]:
-        """One tree a group by least squares, and the leaf of each row.
+    def grow(self, targets: np.ndarray, drawn: np.ndarray | None = None) -> tuple[Forest, np.ndarray, np.ndarray]:
+        """One tree a group by least squares, the leaf of each row, and the rows of each leaf.
 
         Args:
             targets: float64 ``[n]``.
             drawn: bool ``[n]``: the rows of this round; None for all that may take part.
 
         Returns:
-            The trees (values still 0) and int ``[n]`` leaves of all rows, those that took no part too.
+            The trees (values still 0); int ``[n]`` leaves of all rows, those that took no part too; and float64 ``[N]`` how
+            many rows of those that took part each node has as a leaf.
         """
         if self.tree_grower is None:
             taking = np.flatnonzero(self.fit if drawn is None else self.fit & drawn)
             forest, leaves = _level_wise(self, targets, taking)
+            sizes = np.bincount(leaves[taking], minlength=len(forest.value)).astype(np.float64)
         else:
-            forest, leaves = self._compiled(targets, drawn)
+            forest, leaves, sizes = self._compiled(targets, drawn)
         if drawn is not None or not self.fit.all():
             rest = np.flatnonzero(~self.fit if drawn is None else ~(self.fit & drawn))
             leaves[rest] = forest.walk(np.ascontiguousarray(self.codes[:, rest]), forest.roots[self.groups[rest]])
-        return forest, leaves
+        return forest, leaves, sizes
 
-    def _compiled(self, targets: np.ndarray, drawn: np.ndarray | None) -> tuple[Forest, np.ndarray]:
+    def _compiled(self, targets: np.ndarray, drawn: np.ndarray | None) -> tuple[Forest, np.ndarray, np.ndarray]:
         leaves = np.empty(len(targets), dtype=np.int64)
         nodes: list[tuple[int, int, bool, int, int]] = []
+        sizes: list[int] = []
         roots, deepest = [], 0
         gradients = (-targets).astype(np.float32)
         for rows, codes in zip(self.parts, self.part_codes, strict=True):
@@ -104,10 +107,15 @@ class Grower:
             if len(rows) < 2 * self.shape.least:  # nothing to split, and the grower takes no empty array
                 leaves[rows] = len(nodes)
                 nodes.append((0, 0, True, len(nodes), len(nodes)))
+                sizes.append(len(rows))
                 continue
-            root = _grow_one(self.tree_grower, codes, gradients[rows], self)
-            deepest = max(deepest, _flatten(root, rows, nodes, leaves))
-        return Forest.of(nodes, roots, deepest, self.missing), leaves
+            everything = self.whole and drawn is None  # then nothing need be gathered or scattered
+            own = leaves if everything else np.empty(len(rows), dtype=np.int64)
+            root = _grow_one(self.tree_grower, codes, gradients if everything else gradients[rows], self)
+            deepest = max(deepest, _flatten(root, nodes, sizes, own))
+            if not everything:
+                leaves[rows] = own
+        return Forest.of(nodes, roots, deepest, self.missing), leaves, np.array(sizes, dtype=np.float64)
 
 
 def _grow_one(tree_grower: Any, codes: np.ndarray, gradients: np.ndarray, of: Grower) -> Any:
@@ -127,19 +135,24 @@ def _grow_one(tree_grower: Any, codes: np.ndarray, gradients: np.ndarray, of: Gr
     return grower.root
 
 
-def _flatten(root: Any, rows: np.ndarray, nodes: list, leaves: np.ndarray) -> int:
-    """Appends scikit-learn's linked nodes to ``nodes``, notes the leaf of each row, returns the depth."""
+def _flatten(root: Any, nodes: list, sizes: list[int], leaves: np.ndarray) -> int:
+    """Appends scikit-learn's linked nodes to ``nodes`` and their rows, if they are leaves, to ``sizes``; notes the leaf of
+    each row of the tree; returns the depth.
+    """
     nodes.append((0, 0, True, 0, 0))
+    sizes.append(0)
     todo, deepest = [(root, len(nodes) - 1, 0)], 0
     while todo:
         node, at, depth = todo.pop()
         deepest = max(deepest, depth)
         if node.is_leaf:
             nodes[at] = (0, 0, True, at, at)
-            leaves[rows[node.sample_indices]] = at
+            sizes[at] = node.n_samples
+            leaves[node.sample_indices] = at
             continue
         split, left = node.split_info, len(nodes)
         nodes += [(0, 0, True, 0, 0)] * 2
+        sizes += [0, 0]
         nodes[at] = (int(split.feature_idx), int(split.bin_idx), bool(split.missing_go_to_left), left, left + 1)
         todo += [(node.left_child, left, depth + 1), (node.right_child, left + 1, depth + 1)]
     return deepest

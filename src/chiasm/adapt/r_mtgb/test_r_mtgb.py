@@ -60,7 +60,8 @@ def test_trees_are_the_exact_ones_on_the_codes(engine, depth, least):
     bins = Bins.of(x, 32, rng)
     codes = bins.codes(x)
     grower = Grower(codes, bins.used, 32, groups, 3, np.ones(400, bool), Shape(depth, least, 0.0), engine)
-    forest, leaves = grower.grow(targets)
+    forest, leaves, sizes = grower.grow(targets)
+    np.testing.assert_array_equal(sizes, np.bincount(leaves, minlength=len(forest.value)))
     assert len(forest.roots) == 3
     for g in range(3):
         mine = groups == g
