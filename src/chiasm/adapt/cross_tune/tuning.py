@@ -6,7 +6,6 @@ The loop is that of `transformers.Trainer`.
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from chiasm.adapt.cross_tune.matcher import CrossMatcher
 from chiasm.errors import TrainingDiverged, missing_extra
 from chiasm.learn.features import Features
+from chiasm.learn.fitting import fit_module
 
 # Rows that are scored together.
 _ROWS = 64
@@ -99,7 +99,7 @@ def tune(
     if not epochs or len(labels[0]) < 2:  # one class: nothing can be learned
         return tuned
     try:
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+        from transformers import TrainerCallback
     except ImportError as error:
         raise missing_extra("tuning", "train", "accelerate") from error
     best = copy.deepcopy(matcher.state_dict())
@@ -118,33 +118,19 @@ def tune(
                 tuned.accuracy, tuned.loss, tuned.epoch = accuracy, loss, len(tuned.history) - 1
                 best = copy.deepcopy(matcher.state_dict())
 
-    set_seed(seed)
-    with tempfile.TemporaryDirectory(prefix="chiasm-tune-") as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch_size,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            weight_decay=weight_decay,
-            lr_scheduler_type="constant",
-            seed=seed,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=_Network(matcher, *labels, smoothing),
-            args=args,
-            train_dataset=train,  # pyright: ignore[reportArgumentType]
-            data_collator=lambda rows: batch(train, rows),  # pyright: ignore[reportArgumentType]
-            callbacks=[KeepBest()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    fit_module(
+        _Network(matcher, *labels, smoothing),
+        train,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        collate=lambda rows: batch(train, rows),
+        callbacks=[KeepBest()],
+        learning_rate=rate,
+        weight_decay=weight_decay,
+        lr_scheduler_type="constant",
+        logging_strategy="no",
+    )
     matcher.load_state_dict(best)
     matcher.eval()
     return tuned

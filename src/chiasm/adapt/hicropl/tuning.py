@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.adapt.hicropl.classifier import PromptedClassifier
-from chiasm.errors import BadInput, TrainingDiverged, missing_extra
+from chiasm.errors import BadInput, TrainingDiverged
+from chiasm.learn.fitting import finite, fit_module
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -93,11 +93,6 @@ def tune(
             f"labels from {int(labels.min())} to {int(labels.max())} for {len(classifier.classes)} classes",
             where="tune",
         )
-    try:
-        from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
-    except ImportError as error:
-        raise missing_extra("tuning", "train", "accelerate") from error
-    set_seed(seed)
     learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     if not learned:
         raise BadInput("has nothing to learn", where="tune", fix="Give the adapter at least one prompt token")
@@ -108,41 +103,24 @@ def tune(
         optimizer, lambda step: _factor(step, warmup_epochs * each, epochs * each, warmup_rate / rate)
     )
     pictures = _Pictures(pixel_values, labels, None if augment else _frozen(classifier, pixel_values))
-    was_training = classifier.training
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="chiasm-tune-") as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch_size,
-            num_train_epochs=epochs,
-            max_grad_norm=clip,
-            seed=seed,
-            logging_steps=max(1, each),
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=not progress,
-            use_cpu=next(classifier.model.parameters()).device.type == "cpu",
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=classifier,
-            args=args,
-            train_dataset=pictures,  # pyright: ignore[reportArgumentType]
-            data_collator=_Batches(augment, seed),  # pyright: ignore[reportArgumentType]
-            optimizers=(optimizer, schedule),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    classifier.train(was_training)
-    report.seconds, report.steps = time.perf_counter() - start, int(trainer.state.global_step)
+    state = fit_module(
+        classifier,
+        pictures,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        collate=_Batches(augment, seed),
+        optimizers=(optimizer, schedule),
+        progress=progress,
+        max_grad_norm=clip,
+        logging_steps=max(1, each),
+    )
+    report.seconds, report.steps = time.perf_counter() - start, int(state.global_step)
     report.history = [
-        {"step": float(entry["step"]), "loss": float(entry["loss"])}
-        for entry in trainer.state.log_history
-        if "loss" in entry
+        {"step": float(entry["step"]), "loss": float(entry["loss"])} for entry in state.log_history if "loss" in entry
     ]
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in learned):
+    if not finite(learned):
         raise TrainingDiverged("a prompt or mapper is no number any more", where="tune", fix="Lower the learning rate")
     return report
 

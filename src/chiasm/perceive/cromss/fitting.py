@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.errors import BadInput, TrainingDiverged, missing_extra, unknown_name
+from chiasm.learn.fitting import finite, fit_module
 
 # A batch: (rows int64 [B], generator of random changes; None for validation) -> keyword arguments of the module.
 Draw = Callable[[np.ndarray, np.random.Generator | None], dict[str, Tensor]]
@@ -86,7 +86,7 @@ def fit(
     if not learned:
         raise BadInput("has nothing to learn", where="fit", fix="Leave some parameters unfrozen")
     try:
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+        from transformers import TrainerCallback
     except ImportError as error:
         raise missing_extra("training", "train", "accelerate") from error
 
@@ -95,59 +95,44 @@ def fit(
             if on_epoch is not None:
                 on_epoch(round(float(state.epoch or 0)))
 
-    set_seed(seed)
     evaluates = validation is not None and len(validation) > 0
     extra: dict[str, Any] = (
         {"lr_scheduler_kwargs": {"patience": patience, "factor": factor}} if schedule == "plateau" else {}
     )
-    was_training, start = module.training, time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="chiasm-fit-") as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=batch_size,
-            num_train_epochs=epochs,
-            max_grad_norm=clip,
-            # A last batch of one picture has no statistics to be normalized by where maps are a single pixel.
-            dataloader_drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
-            lr_scheduler_type=SCHEDULES[schedule],
-            metric_for_best_model="loss" if schedule == "plateau" else None,
-            greater_is_better=False if schedule == "plateau" else None,
-            eval_strategy="epoch" if evaluates else "no",
-            prediction_loss_only=True,
-            label_names=["labels"],
-            seed=seed,
-            logging_strategy="epoch",
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=not progress,
-            use_cpu=learned[0].device.type == "cpu",
-            dataloader_pin_memory=False,
-            **extra,
-        )
-        trainer = Trainer(
-            model=module,
-            args=args,
-            train_dataset=_Rows(rows, True),  # pyright: ignore[reportArgumentType]
-            eval_dataset=_Rows(validation, False) if validation is not None and evaluates else None,  # pyright: ignore[reportArgumentType]
-            data_collator=_Batches(draw, seed),  # pyright: ignore[reportArgumentType]
-            callbacks=[Epochs()],
-            optimizers=(torch.optim.Adam(learned, lr=rate, weight_decay=weight_decay), None),  # pyright: ignore[reportArgumentType]
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    module.train(was_training)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in learned):
+    start = time.perf_counter()
+    state = fit_module(
+        module,
+        _Rows(rows, True),
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        collate=_Batches(draw, seed),
+        validation=_Rows(validation, False) if validation is not None and evaluates else None,
+        optimizers=(torch.optim.Adam(learned, lr=rate, weight_decay=weight_decay), None),
+        callbacks=[Epochs()],
+        progress=progress,
+        per_device_eval_batch_size=batch_size,
+        max_grad_norm=clip,
+        # A last batch of one picture has no statistics to be normalized by where maps are a single pixel.
+        dataloader_drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
+        lr_scheduler_type=SCHEDULES[schedule],
+        metric_for_best_model="loss" if schedule == "plateau" else None,
+        greater_is_better=False if schedule == "plateau" else None,
+        eval_strategy="epoch" if evaluates else "no",
+        prediction_loss_only=True,
+        label_names=["labels"],
+        logging_strategy="epoch",
+        **extra,
+    )
+    if not finite(learned):
         raise TrainingDiverged("a weight is no number any more", where="fit", fix="Lower the learning rate")
     kept = ("step", "epoch", "loss", "eval_loss", "learning_rate")
     history = [
         {name: float(entry[name]) for name in kept if name in entry}
-        for entry in trainer.state.log_history
+        for entry in state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
-    return FitReport(int(trainer.state.global_step), time.perf_counter() - start, history)
+    return FitReport(int(state.global_step), time.perf_counter() - start, history)
 
 
 class _Rows(torch.utils.data.Dataset):

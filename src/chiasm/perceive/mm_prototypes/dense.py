@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chiasm.errors import BadInput, missing_extra
+from chiasm.errors import BadInput
+from chiasm.learn.fitting import fit_module
 
 
 class ClipEncoder:
@@ -225,37 +225,22 @@ def run_trainer(
     Raises:
         MissingExtra: ``chiasm[train]`` is not installed.
     """
-    try:
-        from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
-    except ImportError as error:
-        raise missing_extra("training", "train", "accelerate") from error
-    set_seed(seed)
-    with tempfile.TemporaryDirectory(prefix="chiasm-segment-") as folder:
-        args = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=batch_size,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            warmup_steps=0.05,
-            weight_decay=weight_decay,
-            lr_scheduler_type=schedule,
-            seed=seed,
-            logging_steps=20,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=not progress,
-            use_cpu=next(module.parameters()).device.type == "cpu",
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(model=module, args=args, train_dataset=rows, callbacks=list(callbacks))
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    state = fit_module(
+        module,
+        rows,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        callbacks=callbacks,
+        progress=progress,
+        learning_rate=rate,
+        warmup_steps=0.05,
+        weight_decay=weight_decay,
+        lr_scheduler_type=schedule,
+        logging_steps=20,
+    )
     return [
-        {"step": float(entry["step"]), "loss": float(entry["loss"])}
-        for entry in trainer.state.log_history
-        if "loss" in entry
+        {"step": float(entry["step"]), "loss": float(entry["loss"])} for entry in state.log_history if "loss" in entry
     ]
 
 
