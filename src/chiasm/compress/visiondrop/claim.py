@@ -272,5 +272,5 @@ CLAIM = Claim(
     note="The mini vision-language models are trained by the claim where they are not cached yet (about 160 s each, 65 of them "
     "for their eyes). Object recall is of the first cut. A model this small reads the picture in its first layer (see the rows "
     "where everything is dropped before a layer), so what is dropped inside the language model, and by whose score, hardly moves "
-    "an answer, and contextual tokens, which mix objects with ground, cost it more than they bring.",
+    "an answer.",
 )
