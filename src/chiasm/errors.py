@@ -60,6 +60,10 @@ class StoreLocked(StoreError):
     """Another process is writing to the store."""
 
 
+class EndpointError(ChiasmError):
+    """A model's address did not answer, or not with anything that can be used; asking again later may help."""
+
+
 class TrainingDiverged(ChiasmError):
     """The loss became NaN or infinite; the message names the step and the pairs."""
 

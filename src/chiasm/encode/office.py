@@ -21,6 +21,7 @@ MAX_XML_BYTES = 128 << 20
 MAX_ROWS = 100_000  # of one workbook
 MAX_COLUMNS = 256
 MAX_DEPTH = 20  # of groups within groups
+_MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 
 
 def _guard(source: Source) -> None:
@@ -124,14 +125,21 @@ def read_docx(source: Source, min_side: int | None, trace: Trace) -> Iterator[Pa
         if style.startswith(("Heading", "Title")) and block.text.strip():
             yield Passage("\n".join(lines), "", base | ({"heading": heading} if heading else {}))
             heading, lines = block.text.strip(), []
-        if block.text.strip():
-            lines.append(block.text + ("\n" if style.startswith(("Heading", "Title")) else ""))
+        if text := _with_equations(block):
+            lines.append(text + ("\n" if style.startswith(("Heading", "Title")) else ""))
     yield Passage("\n".join(lines), "", base | ({"heading": heading} if heading else {}))
     number = 0
     for relation in document.part.rels.values():
         if "image" in relation.reltype and not relation.is_external:
             number += 1
             yield from _picture(relation.target_part.blob, f"image={number}", base, min_side, trace)
+
+
+def _with_equations(paragraph: Any) -> str:
+    """A paragraph's text; its equations, which are no runs of text, follow as ``$$...$$`` in one line each."""
+    equations = ["".join(t.text or "" for t in m.iter(f"{_MATH}t")) for m in paragraph._p.iter(f"{_MATH}oMath")]
+    shown = [f"$${equation.strip()}$$" for equation in equations if equation.strip()]
+    return "\n".join([paragraph.text, *shown] if paragraph.text.strip() else shown)
 
 
 def read_pptx(source: Source, min_side: int | None, trace: Trace) -> Iterator[Passage | Picture]:

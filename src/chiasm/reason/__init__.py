@@ -1,0 +1,1 @@
+"""Answers from a space: retrieval-augmented generation, graphs, language models."""
