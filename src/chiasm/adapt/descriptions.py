@@ -148,9 +148,13 @@ class Templates:
         patterns = {"photo": PHOTO} if self.patterns is None else dict(self.patterns)
         if not any(patterns.values()):
             raise BadInput("no pattern", where="Templates", fix="Give for example {'photo': ['a photo of a {}.']}")
+        if any(isinstance(several, str) for several in patterns.values()):
+            raise BadInput("an aspect holds one text", where="Templates", fix="Give a list of patterns for each aspect")
         for pattern in (p for several in patterns.values() for p in several):
-            if pattern.count("{}") != 1:
-                raise BadInput(f"{pattern!r} has not exactly one {{}}", where="Templates")
+            if not isinstance(pattern, str) or pattern.count("{}") != 1:
+                raise BadInput(
+                    f"{pattern!r} has not exactly one {{}}", where="Templates", fix="Write {} where the name belongs"
+                )
         object.__setattr__(self, "patterns", patterns)
 
     def __call__(self, name: str) -> dict[str, tuple[str, ...]]:
@@ -176,10 +180,17 @@ class Asked:
     def __call__(self, name: str) -> dict[str, list[str]]:
         questions = QUESTIONS if self.questions is None else self.questions
         said = name.replace("_", " ")
-        return {
-            aspect: split_sentences(self.generate(question.replace("{}", said)))[: self.most]
-            for aspect, question in questions.items()
-        }
+        found = {}
+        for aspect, question in questions.items():
+            answer = self.generate(question.replace("{}", said))
+            if not isinstance(answer, str):
+                raise BadInput(
+                    f"answered with a {type(answer).__name__}",
+                    where="the text generator",
+                    fix="Return one text a prompt",
+                )
+            found[aspect] = split_sentences(answer)[: self.most]
+        return found
 
 
 def split_sentences(text: str) -> list[str]:
@@ -208,7 +219,7 @@ def describe(
         BadInput: an empty list, a class named twice or without a name, a file that is no such table, or a class for
             which neither source nor fallback has a sentence.
     """
-    names = [str(name) for name in classes]
+    names = [] if classes is None else [str(name) for name in classes]
     if isinstance(classes, str) or not names:
         raise BadInput("no list of classes", where="describe", fix="Give at least one class name, in a list")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -220,6 +231,10 @@ def describe(
         )
     ask = _callable(source)
     rest = Templates() if fallback is None else fallback
+    if not callable(rest):
+        raise BadInput(
+            f"a {type(rest).__name__} is no fallback", where="describe", fix="Give a callable, as Templates()"
+        )
     table: dict[str, dict[str, tuple[str, ...]]] = {}
     missing = []
     for name in names:
@@ -247,7 +262,8 @@ def _callable(source: Source | None) -> Callable[[str], Answer]:
             raise BadInput("is no table of classes", where=str(source), fix="Write class -> aspect -> sentences")
         return read.get
     if isinstance(source, Mapping):
-        return source.get
+        known = {str(key): key for key in source}  # classes may be numbers
+        return lambda name: source[known[name]] if name in known else None
     if callable(source):
         return source
     raise BadInput(f"a {type(source).__name__} describes nothing", where="describe", fix="Give a callable or a mapping")

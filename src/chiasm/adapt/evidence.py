@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from chiasm.errors import BadInput, unknown_name
@@ -74,6 +75,7 @@ def evidence(scores: Any, kind: Literal["softplus", "exp", "relu", "tanh"] = "so
     Raises:
         UnknownName: a kind that does not exist.
     """
+    scores = scores if hasattr(scores, "shape") else np.asarray(scores, dtype=np.float64)
     xp = array_namespace(scores)
     scores = scores * scale
     if kind == "softplus":
@@ -95,14 +97,15 @@ def opinion(found: Any) -> Opinion:
         found: evidence ``[..., K]``, at least 0.
 
     Raises:
-        BadInput: no classes, or evidence that is negative or not a number.
+        BadInput: no classes, or evidence that is negative, infinite or not a number.
     """
+    found = found if hasattr(found, "shape") else np.asarray(found, dtype=np.float64)
     xp = array_namespace(found)
     if found.ndim < 1 or not found.shape[-1]:
         raise BadInput(f"evidence has shape {tuple(found.shape)}", where="opinion", fix="Give [..., classes]")
-    if not bool(xp.all(found >= 0)):
+    if not bool(xp.all((found >= 0) & (found < float("inf")))):
         raise BadInput(
-            "evidence is negative or not a number", where="opinion", fix="Pass scores through evidence() first"
+            "evidence is negative or not a finite number", where="opinion", fix="Pass scores through evidence() first"
         )
     strength = xp.sum(found, axis=-1) + found.shape[-1]
     return Opinion(found / strength[..., None], found.shape[-1] / strength)
@@ -114,8 +117,20 @@ def from_shares(shares: Any, strength: float | Any) -> Opinion:
     Args:
         shares: ``[..., K]``.
         strength: pieces of evidence ``[...]`` or one number, at least 0.
+
+    Raises:
+        BadInput: shares above 1, a strength of another shape, or evidence that `opinion` refuses.
     """
+    shares = shares if hasattr(shares, "shape") else np.asarray(shares, dtype=np.float64)
     xp = array_namespace(shares)
+    if shares.ndim < 1 or not shares.shape[-1] or bool(xp.any(shares > 1 + 1e-4)):
+        raise BadInput("shares are no probabilities", where="from_shares", fix="Give softmax outputs [..., classes]")
+    if np.ndim(strength) and tuple(np.shape(strength)) != tuple(shares.shape[:-1]):
+        raise BadInput(
+            f"strength {tuple(np.shape(strength))} for shares {tuple(shares.shape)}",
+            where="from_shares",
+            fix="Give one number, or one an item",
+        )
     weight = xp.zeros_like(shares[..., 0]) + strength
     return opinion(shares * weight[..., None])
 
@@ -128,16 +143,26 @@ def fuse(*opinions: Opinion) -> Opinion:
     A source without evidence (u = 1) changes nothing. Where two sources exclude each other (C = 1) their average is taken.
 
     Raises:
-        BadInput: none, or opinions over different numbers of classes.
+        BadInput: none, or opinions over different items or numbers of classes.
     """
-    if not opinions:
-        raise BadInput("no opinion", where="fuse")
-    if len({one.classes for one in opinions}) > 1:
-        raise BadInput(f"opinions over {sorted({one.classes for one in opinions})} classes", where="fuse")
+    _check_alike(opinions, "fuse")
     joint = opinions[0]
     for other in opinions[1:]:
         joint = _two(joint, other)
     return joint
+
+
+def _check_alike(opinions: tuple[Any, ...], where: str) -> None:
+    if not opinions:
+        raise BadInput("no opinion", where=where, fix="Give at least one")
+    strange = [type(one).__name__ for one in opinions if not isinstance(one, Opinion)]
+    if strange:
+        raise BadInput(f"a {strange[0]} is no opinion", where=where, fix="Make one with opinion() or from_shares()")
+    if len({(type(one.belief), tuple(one.belief.shape)) for one in opinions}) > 1:
+        shapes = ", ".join(f"{type(one.belief).__name__} {tuple(one.belief.shape)}" for one in opinions)
+        raise BadInput(
+            f"opinions over different items or classes: {shapes}", where=where, fix="Give beliefs [..., K] of one kind"
+        )
 
 
 def _two(a: Opinion, b: Opinion) -> Opinion:
@@ -160,9 +185,11 @@ def average(*opinions: Opinion) -> Any:
     """Expected shares weighed by certainty, ``sum (1 - u_m) p_m / sum (1 - u_m)``, ``[..., K]``: the simple way to fuse.
 
     Where no source knows anything the shares are uniform.
+
+    Raises:
+        BadInput: none, or opinions over different items or numbers of classes.
     """
-    if not opinions:
-        raise BadInput("no opinion", where="average")
+    _check_alike(opinions, "average")
     xp = array_namespace(opinions[0].belief)
     weight = sum(1 - one.uncertainty for one in opinions)
     some: Any = weight > 0

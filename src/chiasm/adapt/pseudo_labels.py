@@ -192,7 +192,9 @@ def select(
     limits = to_numpy(threshold).astype(np.float64).reshape(-1)
     if len(limits) not in (1, classes) or np.isnan(limits).any():
         raise BadInput(
-            f"{len(limits)} thresholds for {classes} classes", where="select", fix="Give one, or one a class"
+            f"{len(limits)} thresholds for {classes} classes, or NaN among them",
+            where="select",
+            fix="Give one number, or one a class",
         )
     limits = xp.asarray(np.broadcast_to(limits, (classes,)).copy(), dtype=shares.dtype, device=device(shares))
     confidence = label_confidence(shares, labels)
@@ -227,8 +229,11 @@ def soft_weights(confidence: Any, labels: Any, share: float, *, balanced: bool =
         balanced: a tau for each class; otherwise one for all.
 
     Raises:
-        BadInput: shapes that differ, or a share outside its range.
+        BadInput: shapes that differ, confidences that are negative or NaN, or a share outside its range.
     """
+    confidence, labels = (x if hasattr(x, "shape") else np.asarray(x) for x in (confidence, labels))
+    if not bool(array_namespace(confidence).all(confidence >= 0)):
+        raise BadInput("confidences are negative or NaN", where="soft_weights", fix="Give numbers of at least 0")
     limits = class_thresholds(confidence, labels, share, balanced=balanced)
     return threshold_weights(confidence, labels, limits)
 
@@ -369,7 +374,7 @@ def _labels(labels: Any, shares: Any) -> Any:
         raise BadInput(f"{tuple(labels.shape)} labels for shares {tuple(shares.shape)}", where="pseudo labels")
     if not xp.isdtype(labels.dtype, "integral"):
         raise BadInput(f"labels of type {labels.dtype}", where="pseudo labels", fix="Give class numbers")
-    if labels.shape[0] != 0 and not bool(xp.all((labels >= 0) & (labels < shares.shape[-1]))):
+    if math.prod(labels.shape) and not bool(xp.all((labels >= 0) & (labels < shares.shape[-1]))):
         raise BadInput(
             f"a label lies outside the {shares.shape[-1]} classes",
             where="pseudo labels",

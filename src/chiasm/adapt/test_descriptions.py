@@ -113,3 +113,21 @@ def test_files_that_are_no_table_and_silent_fallbacks_are_refused(tmp_path):
         Templates({})
     with pytest.raises(UnknownName, match="Did you mean cat"):
         Descriptions({"cat": {"x": ("1",)}})["cats"]
+
+
+def test_classes_may_be_numbers_and_found_descriptions_are_a_source():
+    found = describe([0, 1], {0: "zero.", "1": "one."})  # pyright: ignore
+    assert (found.sentences("0"), found.sentences("1"), found.fallback) == (("zero.",), ("one.",), ())
+    again = describe(["0", "2"], found)
+    assert (again.sentences("0"), again.fallback) == (("zero.",), ("2",))
+
+
+def test_sources_of_the_wrong_kind_are_refused():
+    with pytest.raises(BadInput, match="no list"):
+        describe(None)  # pyright: ignore
+    with pytest.raises(BadInput, match="answered with a int"):
+        describe(["a"], Asked(lambda prompt: 3))  # pyright: ignore
+    with pytest.raises(BadInput, match="dict is no fallback"):
+        describe(["a"], fallback={"a": "x"})  # pyright: ignore
+    with pytest.raises(BadInput, match="holds one text"):
+        Templates({"x": "a photo of {}"})

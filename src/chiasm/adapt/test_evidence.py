@@ -98,3 +98,21 @@ def test_bad_input():
         average()
     with pytest.raises(UnknownName):
         evidence(np.ones((1, 2)), "sigmoid")  # pyright: ignore
+
+
+def test_lists_will_do_and_what_does_not_fit_together_is_refused():
+    np.testing.assert_allclose(from_shares([[0.75, 0.25]], 8.0).belief, opinion([[6.0, 2.0]]).belief)
+    np.testing.assert_allclose(evidence([[-1.0, 2.0]], "relu"), [[0, 2]])
+    with pytest.raises(BadInput, match="no probabilities"):
+        from_shares(np.array([[9.0, 1.0]]), 3.0)
+    with pytest.raises(BadInput, match=r"strength \(3,\)"):
+        from_shares(np.full((2, 2), 0.5), np.ones(3))
+    with pytest.raises(BadInput, match="not a finite number"):
+        opinion(np.array([[np.inf, 1.0]]))
+    one = opinion(np.ones((2, 3)))
+    for other in (opinion(np.ones((3, 3))), opinion(np.ones((2, 2))), opinion(torch.ones((2, 3)))):
+        for together in (fuse, average):
+            with pytest.raises(BadInput, match="different items or classes"):
+                together(one, other)
+    with pytest.raises(BadInput, match="ndarray is no opinion"):
+        fuse(one, np.ones((2, 3)))  # pyright: ignore

@@ -179,3 +179,11 @@ def test_bad_input():
         certainty(SHARES, "guess")  # pyright: ignore
     empty = select(np.zeros((0, 3)), requested=np.zeros(0, int))
     assert np.isnan(empty.report(np.zeros(0, int)).coverage)
+
+
+def test_lists_will_do_and_confidences_without_meaning_are_refused():
+    np.testing.assert_allclose(soft_weights([0.9, 0.3], [0, 0], 0.5), [1, 1 / 3])
+    for wrong in (np.nan, -0.1):
+        with pytest.raises(BadInput, match="negative or NaN"):
+            soft_weights(np.array([wrong, 0.2]), np.array([0, 1]), 0.5)
+    assert label_confidence(np.array([0.8, 0.2]), 1) == 0.2

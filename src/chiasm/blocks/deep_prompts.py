@@ -134,7 +134,8 @@ class DeepPrompts:
 
     Raises:
         UnknownName: an architecture that is not one of `SUPPORTED`.
-        BadInput: (when the model is called) prompts that fit neither width nor depth, or a text that has no room for them.
+        BadInput: prompts are attached to this tower already (``thread`` None); when the model is called, prompts that fit
+            neither width nor depth, or a text that has no room for them.
     """
 
     def __init__(
@@ -148,6 +149,9 @@ class DeepPrompts:
         self.enabled = True
         self._thread = thread
         self._towers = towers = _towers(model)
+        for tower, given in ((towers.text, text), (towers.vision, vision)):
+            if thread is None and given is not None and _attached(tower):
+                raise BadInput("the model has attached prompts already", where="deep prompts", fix="Detach them first")
         # What a call in progress puts in, for each thread and tower.
         self._now = threading.local()
         self._handles: list[Any] = []
@@ -200,6 +204,8 @@ class DeepPrompts:
 
     def _checked(self, prompts: Prompts, tower: str, layers: Any, width: int, module: Any) -> Prompts | None:
         prompts = list(prompts)
+        if not all(torch.is_tensor(prompt) and prompt.ndim in (2, 3) for prompt in prompts):
+            raise BadInput("prompts are no list of tensors", where="deep prompts", fix="Give [n, width] for each layer")
         if not prompts or not prompts[0].shape[-2]:
             return None
         shapes = {tuple(prompt.shape[-2:]) for prompt in prompts}
@@ -271,6 +277,12 @@ class DeepPrompts:
 
     def _end(self, module: Any, inputs: Any, output: Any) -> None:
         self._now.text = self._now.vision = None
+
+
+def _attached(tower: Any) -> bool:
+    """Whether a `DeepPrompts` for all threads is on a tower."""
+    owners = (getattr(hook, "__self__", None) for hook in tower._forward_pre_hooks.values())
+    return any(isinstance(owner, DeepPrompts) and owner._thread is None for owner in owners)
 
 
 def _place_last(x: Tensor, prompt: Tensor) -> Tensor:
@@ -350,6 +362,33 @@ def deep_prompts(model: Any, *, text: Prompts | None = None, vision: Prompts | N
         handle.remove()
 
 
+def _check_ids(ids: Any, mask: Any, context: int) -> None:
+    if not torch.is_tensor(ids) or ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+        raise BadInput(
+            f"token ids {tuple(ids.shape) if hasattr(ids, 'shape') else type(ids).__name__}",
+            where="encode_text",
+            fix="Give whole numbers [B, L], B and L at least 1",
+        )
+    if mask is not None and tuple(mask.shape) != tuple(ids.shape):
+        raise BadInput(
+            f"a mask {tuple(mask.shape)} for ids {tuple(ids.shape)}", where="encode_text", fix="Give both as [B, L]"
+        )
+    if context and ids.shape[1] > context:
+        raise BadInput(
+            f"a text of {ids.shape[1]} tokens exceeds the context of {context}", where="encode_text", fix="Shorten it"
+        )
+
+
+def _check_pixels(pixels: Any, config: Any) -> None:
+    wanted = (config.num_channels, config.image_size, config.image_size)
+    if not torch.is_tensor(pixels) or not len(pixels) or tuple(pixels.shape[1:]) != wanted:
+        raise BadInput(
+            f"pictures {tuple(pixels.shape) if hasattr(pixels, 'shape') else type(pixels).__name__}",
+            where="encode_images",
+            fix=f"Give the processor's pixel_values, a tensor [B, {', '.join(map(str, wanted))}] with B >= 1",
+        )
+
+
 def encode_text(
     model: Any,
     input_ids: Tensor,
@@ -370,11 +409,12 @@ def encode_text(
         checkpoint: keep no activations, compute them again in the backward pass (Chen and others 2016, arXiv 1604.06174).
 
     Raises:
-        as `deep_prompts`.
+        as `deep_prompts`; BadInput also for ids and masks of the wrong shape, and texts longer than the context.
     """
+    network = dual_encoder(model, SUPPORTED)
+    _check_ids(input_ids, attention_mask, 0 if len(prompts) else _towers(network).context)
 
     def run(ids: Tensor, mask: Tensor | None, *given: Tensor) -> Tensor:
-        network = dual_encoder(model, SUPPORTED)
         with frozen(network) if freeze else nullcontext(), deep_prompts(model, text=given):
             return network.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
 
@@ -396,11 +436,12 @@ def encode_images(
         freeze, checkpoint: as of `encode_text`.
 
     Raises:
-        as `deep_prompts`.
+        as `deep_prompts`; BadInput also for no pictures, and for those of another size than the model's.
     """
+    network = dual_encoder(model, SUPPORTED)
+    _check_pixels(pixel_values, network.vision_model.config)
 
     def run(pixels: Tensor, *given: Tensor) -> Tensor:
-        network = dual_encoder(model, SUPPORTED)
         with frozen(network) if freeze else nullcontext(), deep_prompts(model, vision=given):
             return network.get_image_features(pixel_values=pixels).pooler_output
 

@@ -332,3 +332,22 @@ def test_a_sentence_transformer_is_looked_into(tiny_clip):
     with deep_prompts(model, vision=[torch.ones(1, 32)]):
         assert abs(model.encode(pictures) - bare).max() > 1e-4
     assert (model.encode(pictures) == bare).all()
+
+
+def test_texts_and_pictures_of_the_wrong_shape_are_refused():
+    model = tiny("clip")
+    ids, mask = words()
+    text, vision = some(model)
+    for wrong in (ids[0], ids.float(), ids[:0], ids[:, :0], None):
+        with pytest.raises(BadInput, match="token ids"):
+            encode_text(model, wrong, text)  # pyright: ignore
+    with pytest.raises(BadInput, match="a mask"):
+        encode_text(model, ids, text, mask[:, :-1])
+    with pytest.raises(BadInput, match="exceeds the context of 12"):
+        encode_text(model, ids.repeat(1, 3), [])
+    for wrong in (PIXELS[0], PIXELS[:0], PIXELS[..., :8], PIXELS.numpy()):
+        with pytest.raises(BadInput, match="3, 16, 16"):
+            encode_images(model, wrong, vision)  # pyright: ignore
+    for wrong in ([torch.ones(24)], [torch.ones(1, 1, 2, 24)], "ab"):
+        with pytest.raises(BadInput, match="list of tensors"):
+            encode_images(model, PIXELS, wrong)  # pyright: ignore

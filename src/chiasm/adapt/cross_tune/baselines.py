@@ -30,15 +30,21 @@ class ZeroShot(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> ZeroShot:
         """Notes the classes of ``y``; raises `BadInput` if there are not as many as descriptions."""
+        _check_labels(X, y)
         self.classes_ = np.unique(y)
-        self.labels_ = _unit(class_means(X, y) if self.labels is None else np.asarray(self.labels, dtype=np.float64))
+        self.labels_ = _unit(class_means(X, y) if self.labels is None else _rows(self.labels))
         if len(self.labels_) != len(self.classes_):
-            raise BadInput(f"{len(self.labels_)} descriptions for {len(self.classes_)} classes", where="ZeroShot")
+            raise BadInput(
+                f"{len(self.labels_)} descriptions for {len(self.classes_)} classes",
+                where="ZeroShot",
+                fix="Give one a class, in the order of the sorted classes",
+            )
+        _rows(X, self.labels_.shape[1])
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return softmax(self.scale * _unit(np.asarray(X, dtype=np.float64)) @ self.labels_.T, axis=1)
+        return softmax(self.scale * _unit(_rows(X, self.labels_.shape[1])) @ self.labels_.T, axis=1)
 
     def predict(self, X: Any) -> np.ndarray:
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
@@ -55,16 +61,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.C = C
 
     def fit(self, X: Any, y: Any) -> LinearProbe:
+        _check_labels(X, y)
         self.classes_ = np.unique(y)
         if len(self.classes_) > 1:
-            self.regression_ = LogisticRegression(C=self.C, max_iter=1000).fit(
-                _unit(np.asarray(X, dtype=np.float64)), y
-            )
+            self.regression_ = LogisticRegression(C=self.C, max_iter=1000).fit(_unit(_rows(X)), y)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = _unit(np.asarray(X, dtype=np.float64))
+        X = _unit(_rows(X))
         return self.regression_.predict_proba(X) if len(self.classes_) > 1 else np.ones((len(X), 1))
 
     def predict(self, X: Any) -> np.ndarray:
@@ -108,7 +113,7 @@ class VerbalizerSearch(ZeroShot):
         """Searches shifts that lower the cross-entropy on the training vectors."""
         super().fit(X, y)
         rng = np.random.default_rng(self.random_state)
-        rows, start = _unit(np.asarray(X, dtype=np.float64)), self.labels_
+        rows, start = _unit(_rows(X)), self.labels_
         target = np.searchsorted(self.classes_, y)
         project = rng.normal(size=(self.subspace, rows.shape[1])) / np.sqrt(rows.shape[1])
 
@@ -137,6 +142,23 @@ def class_means(X: Any, y: Any) -> np.ndarray:
     sums = np.zeros((len(classes), np.asarray(X).shape[1]))
     np.add.at(sums, numbers, np.asarray(X, dtype=np.float64))
     return sums / np.bincount(numbers)[:, None]
+
+
+def _rows(X: Any, dim: int | None = None) -> np.ndarray:
+    """float64 ``[N, d]``, as it was given."""
+    rows = np.asarray(X, dtype=np.float64)
+    if rows.ndim != 2 or not np.isfinite(rows).all() or (dim is not None and rows.shape[1] != dim):
+        wanted = "d" if dim is None else dim
+        raise BadInput(
+            f"vectors of shape {rows.shape}, or NaN among them", where="X", fix=f"Give finite numbers [N, {wanted}]"
+        )
+    return rows
+
+
+def _check_labels(X: Any, y: Any) -> None:
+    if not len(X) or np.shape(y) != (len(X),):
+        raise BadInput(f"{len(X)} vectors and labels {np.shape(y)}", where="fit", fix="Give one label a vector, N >= 1")
+    _rows(X)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

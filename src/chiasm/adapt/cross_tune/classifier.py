@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,14 +140,24 @@ class CrossTune(ClassifierMixin, BaseEstimator):
         if self.switch not in ("dev", "always", "unfiltered"):
             raise unknown_name("switch", str(self.switch), ("dev", "always", "unfiltered"))
         if self.epochs < 0 or not 0 < self.dev_share < 1 or self.shortlist < 1:
-            raise BadInput("epochs, dev_share or shortlist out of range", where="CrossTune")
+            raise BadInput(
+                f"epochs {self.epochs}, dev_share {self.dev_share}, shortlist {self.shortlist}",
+                where="CrossTune",
+                fix="Give epochs >= 0, a dev_share between 0 and 1, and a shortlist of at least 1",
+            )
+        if not self.rate > 0 or self.batch_size < 1 or not 0 <= self.dropout < 1 or not 0 <= self.smoothing < 1:
+            raise BadInput(
+                f"rate {self.rate}, batch_size {self.batch_size}, dropout {self.dropout}, smoothing {self.smoothing}",
+                where="CrossTune",
+                fix="Give a positive rate, batches of at least 1, and shares from 0 to below 1",
+            )
         seed = int(check_random_state(self.random_state).randint(2**31))
         self.encoder_ = (
             self.encoder if self.encoder is None or isinstance(self.encoder, BlackBox) else BlackBox(self.encoder)
         )
         y = np.asarray(y)
-        if y.ndim != 1 or not len(y) or len(X) != len(y):
-            raise BadInput(f"{len(X)} items and labels of shape {y.shape}", where="CrossTune.fit")
+        _check_items(X, "CrossTune.fit")
+        _check_labels(X, y, "CrossTune.fit")
         self.classes_ = np.unique(y) if self.classes is None else np.array(list(self.classes))
         numbers = self._numbers(y)
         X, numbers, held, held_numbers = self._divided(X, numbers, dev, seed)
@@ -176,10 +186,11 @@ class CrossTune(ClassifierMixin, BaseEstimator):
     def _divided(self, X: Any, numbers: np.ndarray, dev: Any, seed: int) -> tuple[Any, np.ndarray, Any, np.ndarray]:
         """Training and development items."""
         if dev is not None:
-            held, labels = dev
-            labels = np.asarray(labels)
-            if labels.ndim != 1 or len(labels) != len(held) or not len(labels):
-                raise BadInput(f"{len(held)} items and labels of shape {labels.shape}", where="CrossTune.fit, dev")
+            if not isinstance(dev, (tuple, list)) or len(dev) != 2:
+                raise BadInput("dev is no pair", where="CrossTune.fit", fix="Give dev=(items, labels)")
+            held, labels = dev[0], np.asarray(dev[1])
+            _check_items(held, "CrossTune.fit, dev")
+            _check_labels(held, labels, "CrossTune.fit, dev")
             return X, numbers, held, self._numbers(labels)
         chosen = held_out_rows(numbers, self.dev_share, seed)
         if not len(chosen):
@@ -211,6 +222,15 @@ class CrossTune(ClassifierMixin, BaseEstimator):
             vectors = self.descriptions
             if vectors is None:
                 vectors = from_examples(features, numbers, self.classes_)
+            shape = np.shape(vectors) if not isinstance(vectors, (str, Path, Mapping)) else ()
+            if len(shape) not in (2, 3) or shape[0] != len(self.classes_):
+                raise BadInput(
+                    f"descriptions of shape {shape} for {len(self.classes_)} classes",
+                    where="CrossTune",
+                    fix="Where inputs are vectors, give an array [C, d] or [C, Tc, d]",
+                )
+            if len(np.unique(self.classes_)) != len(self.classes_):
+                raise BadInput("a class is named twice", where="CrossTune", fix="Give every class one name of its own")
             tokens = as_tokens(vectors, len(self.classes_))
             self.labels_ = padded(Features.ragged("input_features", tokens))
             return
@@ -293,7 +313,8 @@ class CrossTune(ClassifierMixin, BaseEstimator):
 
     def decision_scores(self, X: Any) -> np.ndarray:
         """Scores ``s_c`` before the softmax, ``[N, C]``; -inf for classes outside the shortlist."""
-        check_is_fitted(self)
+        check_is_fitted(self, "matcher_")
+        _check_items(X, "CrossTune")
         if not len(X):
             return np.zeros((0, len(self.classes_)))
         return self._scores(self._features(X)).numpy()
@@ -304,7 +325,8 @@ class CrossTune(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each item ``[N]``."""
-        return self.classes_[self.decision_scores(X).argmax(axis=1)]
+        found = self.decision_scores(X)
+        return self.classes_[found.argmax(axis=1)]
 
     def with_classes(self, classes: Sequence[Any], descriptions: Source | Any = None) -> CrossTune:
         """The same trained head over other classes; nothing is trained.
@@ -318,7 +340,9 @@ class CrossTune(ClassifierMixin, BaseEstimator):
         other.classes, other.descriptions = list(classes), descriptions
         other.classes_ = np.array(list(classes))
         if self.encoder_ is None and descriptions is None:
-            raise BadInput("no descriptions of the new classes", where="CrossTune.with_classes")
+            raise BadInput(
+                "no descriptions of the new classes", where="CrossTune.with_classes", fix="Give an array [C, d]"
+            )
         other._describe(Features({"input_features": np.zeros((1, 1), np.float32)}), np.zeros(1, np.int64))
         return other
 
@@ -387,6 +411,22 @@ class CrossTune(ClassifierMixin, BaseEstimator):
         self.encoder_ = encoder if encoder is None or isinstance(encoder, BlackBox) else BlackBox(encoder)
         self.switch_, self.selection_ = None, None
         return self
+
+
+def _check_items(X: Any, where: str) -> None:
+    if isinstance(X, str) or not hasattr(X, "__len__"):
+        raise BadInput(
+            f"a {type(X).__name__} is no list of texts", where=where, fix="Give a list, or an array of vectors"
+        )
+
+
+def _check_labels(X: Any, y: np.ndarray, where: str) -> None:
+    if y.ndim != 1 or not len(y) or len(X) != len(y):
+        raise BadInput(
+            f"{len(X)} items and labels of shape {y.shape}", where=where, fix="Give one label an item, and at least one"
+        )
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise BadInput("labels hold NaN or infinity", where=where, fix="Leave out items without a class")
 
 
 def _rows(X: Any, rows: np.ndarray) -> Any:

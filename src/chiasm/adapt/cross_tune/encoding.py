@@ -62,7 +62,7 @@ class BlackBox:
             BadInput: something else than texts, or an encoder that returns something else than vectors.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise BadInput("not a list of texts", where="BlackBox")
+            raise BadInput("not a list of texts", where="BlackBox", fix="Give a list of strings")
         keys = [content_hash(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._kept}
         if self.cache is not None:
@@ -106,7 +106,11 @@ def as_tokens(found: Any, count: int) -> list[np.ndarray]:
         found, mask = found
         mask = np.asarray(_host(mask)).astype(bool)
     if isinstance(found, (list, tuple)):
+        if any(isinstance(one, str) for one in found):
+            raise BadInput("returned texts", where="the encoder", fix="Return vectors [N, d] or [N, T, d]")
         rows = [np.atleast_2d(np.asarray(_host(one), dtype=np.float32)) for one in found]
+        if any(row.ndim != 2 for row in rows):
+            raise BadInput("returned items that are no [T_i, d]", where="the encoder", fix="Return [N, d] or [N, T, d]")
     else:
         array = np.asarray(_host(found), dtype=np.float32)
         if array.ndim not in (2, 3):
@@ -117,10 +121,18 @@ def as_tokens(found: Any, count: int) -> list[np.ndarray]:
             raise BadInput(f"returned a mask of shape {mask.shape}", where="the encoder", fix="Return one [N, T]")
         rows = [row[keep] for row, keep in zip(rows, mask, strict=True)]
     if len(rows) != count or len({row.shape[1] for row in rows}) > 1:
-        raise BadInput(f"returned {len(rows)} results for {count} texts, or of several widths", where="the encoder")
+        raise BadInput(
+            f"returned {len(rows)} results for {count} texts, or of several widths",
+            where="the encoder",
+            fix="Return one result a text, all of one width",
+        )
     for number, row in enumerate(rows):
         if not len(row) or not np.isfinite(row).all():
-            raise BadInput(f"item {number} has no tokens, or NaN or infinite values", where="the encoder")
+            raise BadInput(
+                f"item {number} has no tokens, or NaN or infinite values",
+                where="the encoder, or the vectors given",
+                fix="Remove or repair it",
+            )
     return rows
 
 

@@ -133,7 +133,7 @@ def generate_texts(
         for begin in range(0, each, per_call):
             shown = [own[int(i)] for i in rng.permutation(len(own))[:demonstrations]]
             new = generate(prompt(name, descriptions[c], shown), min(per_call, each - begin))
-            if isinstance(new, str) or not all(isinstance(text, str) for text in new):
+            if not isinstance(new, (list, tuple)) or not all(isinstance(text, str) for text in new):
                 raise BadInput(f"returned a {type(new).__name__}", where="the generator", fix="Return a list of texts")
             new = [text.strip() for text in new if text.strip()]
             made += new

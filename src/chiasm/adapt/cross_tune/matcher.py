@@ -55,6 +55,8 @@ class CrossMatcher(nn.Module):
         width = min(dim, 256) if width is None else width
         if interaction not in ("product", "sum"):
             raise unknown_name("interaction", interaction, ("product", "sum"))
+        if dim < 1 or width < 1:
+            raise BadInput(f"vectors of {dim} numbers, width {width}", where="CrossMatcher", fix="Both are at least 1")
         self.interaction = interaction
         self.input, self.label = nn.Linear(dim, width), nn.Linear(dim, width)
         nn.init.orthogonal_(self.input.weight)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -493,3 +494,51 @@ def test_the_world_tells_its_truth(world):
     assert (world.encode(["nothing known"])[0] == 0).all()
     with pytest.raises(BadInput, match="fit together"):
         TopicTexts(described=100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dev": (["a0"], ["a"], ["a"])}, "no pair"),
+        ({"dev": ("a0", ["a", "b"])}, "no list of texts"),
+        ({"rate": float("nan")}, "rate nan"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"dropout": 2}, "dropout 2"),
+        ({"smoothing": 2}, "smoothing 2"),
+        ({"width": 0}, "width 0"),
+        ({"generator": lambda prompt, n: None}, "list of texts"),
+        ({"encoder": lambda texts: ["a"] * len(texts)}, "returned texts"),
+    ],
+)
+def test_more_bad_input(world, box, few, change, message):
+    dev = change.pop("dev", few[1])
+    model = CrossTune(**{"encoder": box, "descriptions": world.descriptions, **SHORT, **change})
+    with pytest.raises(BadInput, match=message):
+        model.fit(*few[0], dev=dev)
+
+
+def test_items_labels_and_descriptions_of_the_wrong_kind(box):
+    rows, y = np.random.default_rng(0).normal(size=(8, 8)), np.repeat([0, 1], 4)
+    for wrong in ("abcdefgh", None):
+        with pytest.raises(BadInput, match="no list of texts"):
+            CrossTune(box, **SHORT).fit(wrong, y)
+    with pytest.raises(BadInput, match="NaN"):
+        CrossTune(**SHORT).fit(rows, np.full(8, np.nan))
+    for about in ({"0": "a", "1": "b"}, "file.json", np.ones((3, 8))):
+        with pytest.raises(BadInput, match="for 2 classes"):
+            CrossTune(None, about, **SHORT).fit(rows, y)
+    fitted = CrossTune(None, rows[:2], **SHORT).fit(rows, y)
+    with pytest.raises(BadInput, match="named twice"):
+        fitted.with_classes(["a", "a"], rows[:2])
+    with pytest.raises(NotFittedError):
+        CrossTune().predict(rows)
+
+
+@pytest.mark.parametrize("kind", [ZeroShot, LinearProbe, VerbalizerSearch])
+def test_peers_refuse_what_is_no_table(kind):
+    rows, y = np.random.default_rng(0).normal(size=(8, 4)), np.repeat([0, 1], 4)
+    for x, labels in ((rows, y[:4]), (rows[:0], y[:0]), (rows[0], y[:4]), (np.full((8, 4), np.nan), y)):
+        with pytest.raises(BadInput):
+            kind().fit(x, labels)
+    with pytest.raises(BadInput, match="vectors of shape"):
+        kind().fit(rows, y).predict(rows[0])

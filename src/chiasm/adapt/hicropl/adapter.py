@@ -9,12 +9,15 @@ HiCroPL (ICCV 2025, arXiv 2507.14976). The few-shot classifier on top is `Prompt
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,8 +72,13 @@ class HiCroPL(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if tokens < 0:
-            raise BadInput(f"{tokens} tokens", where="HiCroPL", fix="Give 0 or more")
+        if not isinstance(tokens, Integral) or tokens < 0:
+            raise BadInput(f"{tokens} tokens", where="HiCroPL", fix="Give a whole number, 0 or more")
+        for name, value in (("depth", depth), ("cross_layer", cross_layer), ("mapper_dim", mapper_dim)):
+            if value is not None and (not isinstance(value, Integral) or value < (name != "cross_layer")):
+                raise BadInput(f"{name} {value!r}", where="HiCroPL", fix="Give a positive whole number, or None")
+        if not 0 < ffn_mult < math.inf:
+            raise BadInput(f"ffn_mult {ffn_mult}", where="HiCroPL", fix="Give a positive number; the paper has 4")
         self.settings: dict[str, Any] = {
             "tokens": tokens,
             "depth": depth,
@@ -158,7 +166,7 @@ class HiCroPL(nn.Module):
             model, tokenizer: as of `build`.
 
         Raises:
-            BadInput: it is already attached; or as of `build`.
+            BadInput: it is already attached, or the model has attached prompts of another; or as of `build`.
             UnknownName: an architecture that is not supported.
         """
         if self._attached:
@@ -227,9 +235,11 @@ class HiCroPL(nn.Module):
         try:
             made = json.loads((folder / "hicropl.json").read_text(encoding="utf-8"))
             settings, widths, depth = made["settings"], made["widths"], made["depth"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"holds no HiCroPL adapter ({error})", where=str(folder)) from error
-        adapter = cls(**{**settings, "towers": tuple(settings["towers"])})
-        adapter._make((widths[0], widths[1]), depth)
-        adapter.load_state_dict(load_file(folder / "hicropl.safetensors"))
+            adapter = cls(**{**settings, "towers": tuple(settings["towers"])})
+            adapter._make((widths[0], widths[1]), depth)
+            adapter.load_state_dict(load_file(folder / "hicropl.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise BadInput(
+                f"holds no HiCroPL adapter ({error})", where=str(folder), fix="Give a folder that save() wrote"
+            ) from error
         return adapter

@@ -73,7 +73,15 @@ class PromptedClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if sentence.count("{}") != 1:
-            raise BadInput(f"{sentence!r} has not exactly one {{}}", where="PromptedClassifier")
+            raise BadInput(
+                f"{sentence!r} has not exactly one {{}}", where="PromptedClassifier", fix="Give for example '{}.'"
+            )
+        if not callable(tokenizer):
+            raise BadInput(
+                f"a {type(tokenizer).__name__} is no tokenizer",
+                where="PromptedClassifier",
+                fix="Give that of the model",
+            )
         for name, value in (("classes_per_step", classes_per_step), ("class_chunk", class_chunk)):
             if value is not None and value < 1:
                 raise BadInput(f"{name} {value}", where="PromptedClassifier", fix="Give at least 1, or None")
@@ -94,7 +102,11 @@ class PromptedClassifier(nn.Module):
         self.classes = tuple(str(name) for name in classes)
         if set(self.classes) - set(self.descriptions):
             missing = sorted(set(self.classes) - set(self.descriptions))
-            raise BadInput(f"no description of {missing[0]!r}", where="PromptedClassifier")
+            raise BadInput(
+                f"no description of {missing[0]!r}",
+                where="PromptedClassifier",
+                fix="Describe it, or leave descriptions out",
+            )
         said = [sentence.replace("{}", name.replace("_", " ")) for name in self.classes]
         tokens = self._tokens(said)
         self.register_buffer("ids", tokens["input_ids"], persistent=False)
@@ -170,7 +182,8 @@ class PromptedClassifier(nn.Module):
         return functional.normalize(said + self.frozen_text[rows], dim=-1) if self.mix else said
 
     def _seen(self, pixel_values: Tensor, prompts: list[Tensor]) -> Tensor:
-        pixel_values = pixel_values.to(next(self.model.parameters()).device)
+        if torch.is_tensor(pixel_values):
+            pixel_values = pixel_values.to(next(self.model.parameters()).device)
         return functional.normalize(encode_images(self.model, pixel_values, prompts, freeze=True), dim=-1)
 
     # ---- classification
@@ -190,8 +203,14 @@ class PromptedClassifier(nn.Module):
             ``loss`` and its parts ``cross_entropy``, ``text_distance`` and ``image_distance`` (weighted; they sum to it).
 
         Raises:
-            BadInput: labels outside 0 .. C-1.
+            BadInput: labels of another length, no whole numbers, or outside 0 .. C-1; pictures of another size than the model's.
         """
+        if labels is not None and (labels.shape != pixel_values.shape[:1] or labels.is_floating_point()):
+            raise BadInput(
+                f"labels {tuple(labels.shape)} of {labels.dtype} for pictures {tuple(pixel_values.shape)}",
+                where="PromptedClassifier",
+                fix="Give int64 [B]",
+            )
         rows, target = self._compared(labels)
         own = self.frozen_images(pixel_values) if frozen_images is None else frozen_images
         images, texts = self.images(pixel_values, own), self.texts(rows)
@@ -214,7 +233,19 @@ class PromptedClassifier(nn.Module):
             pixel_values: ``[N, 3, H, W]``.
             frozen_images: f0 ``[N, D]``, if it is known already (the same pictures with several prompts or class lists).
             batch_size: pictures at once; it does not change the result.
+
+        Raises:
+            BadInput: pictures of another size than the model's, or frozen vectors of another shape.
         """
+        if batch_size < 1:
+            raise BadInput(f"batch_size {batch_size}", where="PromptedClassifier", fix="Give at least 1")
+        wanted = len(pixel_values), self.frozen_text.shape[1]
+        if frozen_images is not None and tuple(frozen_images.shape) != wanted:
+            raise BadInput(
+                f"frozen vectors {tuple(frozen_images.shape)}, expected {wanted}",
+                where="PromptedClassifier",
+                fix="Give frozen_images(pixel_values) of the same pictures",
+            )
         texts, parts = self.texts(), []
         for start in range(0, len(pixel_values), batch_size):
             part = slice(start, start + batch_size)
@@ -241,6 +272,7 @@ class PromptedClassifier(nn.Module):
             raise BadInput(
                 f"labels from {int(labels.min())} to {int(labels.max())} for {count} classes",
                 where="PromptedClassifier",
+                fix="Number the classes from 0 on",
             )
         if not self.training or self.classes_per_step is None or self.classes_per_step >= count:
             return None, labels

@@ -62,10 +62,10 @@ def shots(labels: Sequence[int] | np.ndarray, k: int, *, seed: int = 0) -> np.nd
         seed: of the draw.
 
     Raises:
-        BadInput: k below 1.
+        BadInput: k below 1, or no items.
     """
-    if k < 1:
-        raise BadInput(f"{k} shots", where="shots")
+    if k < 1 or not len(labels):
+        raise BadInput(f"{k} shots of {len(labels)} items", where="shots", fix="Give items, and k of at least 1")
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:k] for c in np.unique(labels)]))
 

@@ -556,3 +556,66 @@ def test_models_that_are_not_supported_are_refused_by_name(tiny_bert):
     ):
         with pytest.raises(UnknownName, match=rf"'bert'.*{', '.join(SUPPORTED)}"):
             refused()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "options", "message"),
+    [
+        (PIXELS.numpy(), LABELS, {}, "as a ndarray"),
+        (torch.full_like(PIXELS, torch.nan), LABELS, {}, "picture 0 holds NaN"),
+        (PIXELS[..., :5, :5], LABELS, {}, "3, 16, 16"),
+        (PIXELS, [0.5] * 6, {}, "labels of type"),
+        (PIXELS, ["a"] * 6, {}, "labels of type"),
+        (PIXELS, LABELS, {"epochs": 0}, "epochs 0"),
+        (PIXELS, LABELS, {"batch_size": 0}, "batch_size 0"),
+        (PIXELS, LABELS, {"rate": 0.0}, "rate 0"),
+    ],
+)
+def test_what_cannot_be_tuned_on_is_refused_before_training(model, pictures, labels, options, message):
+    one = classifier(model)
+    before = one.adapter.flow.text.clone()
+    with pytest.raises(BadInput, match=message):
+        tune(one, pictures, labels, **options)
+    assert torch.equal(one.adapter.flow.text, before)
+
+
+def test_pictures_and_labels_that_do_not_fit_are_refused(model):
+    one = classifier(model)
+    for wrong in (PIXELS[0], PIXELS[..., :8], PIXELS[:, :1], PIXELS.numpy()):
+        with pytest.raises(BadInput, match="pixel_values"):
+            one.predict(wrong)
+    for wrong in (LABELS[:2], LABELS.float(), LABELS[:, None]):
+        with pytest.raises(BadInput, match="int64"):
+            one(PIXELS, wrong)
+    with pytest.raises(BadInput, match="frozen vectors"):
+        one.predict(PIXELS, one.frozen_images(PIXELS)[:2])
+    with pytest.raises(BadInput, match="no tokenizer"):
+        PromptedClassifier(HiCroPL(tokens=2, heads=4), model[0], None, NAMES)
+    with pytest.raises(BadInput, match="1 shots of 0 items"):
+        shots([], 1)
+
+
+def test_two_adapters_on_one_model_are_refused(model):
+    first, second = (HiCroPL(tokens=2, heads=4, seed=seed) for seed in (0, 1))
+    first.attach(model[0])
+    with pytest.raises(BadInput, match="attached prompts already"):
+        second.attach(model[0])
+    first.detach()
+    second.attach(model[0]).detach()
+
+
+def test_folders_that_hold_something_else_are_refused(model, tmp_path):
+    HiCroPL(tokens=2, heads=4).build(model[0]).save(tmp_path)
+    (tmp_path / "hicropl.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="holds no HiCroPL"):
+        HiCroPL.load(tmp_path)
+    HiCroPL(tokens=3, heads=4).build(model[0]).save(tmp_path / "other")
+    (tmp_path / "hicropl.safetensors").write_bytes((tmp_path / "other" / "hicropl.safetensors").read_bytes())
+    with pytest.raises(BadInput, match="holds no HiCroPL"):
+        HiCroPL.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"tokens": 1.5}, {"depth": "a"}, {"mapper_dim": 0}, {"ffn_mult": float("nan")}])
+def test_sizes_of_the_wrong_kind_are_refused(options):
+    with pytest.raises(BadInput, match=next(iter(options))):
+        HiCroPL(**options)

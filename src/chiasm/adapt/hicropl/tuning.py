@@ -77,11 +77,24 @@ def tune(
         progress: show a bar.
 
     Raises:
-        BadInput: no pictures, or labels that do not fit.
+        BadInput: no pictures, NaN in them, labels that do not fit, or settings that are not positive.
         TrainingDiverged: the loss is no number any more.
         MissingExtra: ``chiasm[train]`` is not installed.
     """
-    labels = torch.as_tensor(np.asarray(labels)).long()
+    if epochs < 1 or batch_size < 1 or not 0 < rate < math.inf:
+        raise BadInput(
+            f"epochs {epochs}, batch_size {batch_size}, rate {rate}", where="tune", fix="All three are positive"
+        )
+    given = np.asarray(labels)
+    if given.dtype.kind not in "iub":
+        raise BadInput(f"labels of type {given.dtype}", where="tune", fix="Give whole numbers of classes")
+    labels = torch.as_tensor(given).long()
+    if not torch.is_tensor(pixel_values):
+        raise BadInput(
+            f"pictures as a {type(pixel_values).__name__}",
+            where="tune",
+            fix="Give the processor's pixel_values, a tensor [N, 3, H, W]",
+        )
     if pixel_values.ndim != 4 or not len(pixel_values) or labels.shape != (len(pixel_values),):
         raise BadInput(
             f"pictures {tuple(pixel_values.shape)} and labels {tuple(labels.shape)}",
@@ -92,6 +105,12 @@ def tune(
         raise BadInput(
             f"labels from {int(labels.min())} to {int(labels.max())} for {len(classifier.classes)} classes",
             where="tune",
+            fix="Number the classes from 0 on",
+        )
+    broken = ~pixel_values.flatten(1).isfinite().all(1)
+    if bool(broken.any()):
+        raise BadInput(
+            f"picture {int(broken.nonzero()[0])} holds NaN or infinite values", where="tune", fix="Remove or repair it"
         )
     learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     if not learned:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from chiasm.errors import BadInput, unknown_name
 from chiasm.learn.contrastive import info_nce
 from chiasm.measure.gap import modality_gap
-from chiasm.measure.vectors import as_rows, to_numpy
+from chiasm.measure.vectors import as_rows, same_dim, to_numpy
 
 TERMS = ("both", "image", "text", "none")
 
@@ -60,8 +60,12 @@ class CrossModalAlignment(nn.Module):
         super().__init__()
         if not 0 <= lam <= 1:
             raise BadInput(f"lam {lam} is outside 0..1", where="CrossModalAlignment", fix="Values far below 1 work")
-        if scale <= 0 or not 0 <= warmup <= 1:
-            raise BadInput(f"scale {scale}, warmup {warmup}", where="CrossModalAlignment")
+        if not scale > 0 or not 0 <= warmup <= 1 or (max_scale is not None and not max_scale > 0):
+            raise BadInput(
+                f"scale {scale}, max_scale {max_scale}, warmup {warmup}",
+                where="CrossModalAlignment",
+                fix="Scales are positive, warmup is a share from 0 to 1",
+            )
         if terms not in TERMS:
             raise unknown_name("terms", terms, TERMS)
         if false_negatives not in ("keep", "ignore"):
@@ -144,11 +148,28 @@ def alignment_report(images: Any, labels: Any, texts: Any, negatives: Any = None
         labels: int ``[N]``, rows of ``texts``.
         texts: ``[K, D]``.
         negatives: ``[M, D]`` or None.
+
+    Raises:
+        BadInput: fewer than four images, labels of another length or outside the texts, or widths that differ.
     """
     u, t = to_numpy(as_rows(images, "images")), to_numpy(as_rows(texts, "texts"))
-    own = t[np.asarray(labels)]
+    same_dim(u, t, "images and texts")
+    rows = np.asarray(labels)
+    if (
+        rows.shape != (len(u),)
+        or rows.dtype.kind not in "iu"
+        or (len(rows) and not 0 <= rows.min() <= rows.max() < len(t))
+    ):
+        raise BadInput(
+            f"labels {rows.shape} of type {rows.dtype} for {len(u)} images and {len(t)} texts",
+            where="alignment_report",
+            fix=f"Give one whole number an image, 0 to {len(t) - 1}",
+        )
+    own = t[rows]
     cosine = (u * own).sum(axis=1)
     separation = float("nan")
     if negatives is not None and len(negatives):
-        separation = float((cosine - (u @ to_numpy(as_rows(negatives, "negatives")).T).max(axis=1)).mean())
+        others = to_numpy(as_rows(negatives, "negatives"))
+        same_dim(u, others, "images and negatives")
+        separation = float((cosine - (u @ others.T).max(axis=1)).mean())
     return AlignmentReport(modality_gap(u, own).distance, float(cosine.mean()), separation)

@@ -79,10 +79,10 @@ class OODClassifier(ClassifierMixin, BaseEstimator):
             UnknownName: a score that does not exist.
         """
         if self.ood_score not in (*SCORES, "auto"):
-            raise unknown_name("score", self.ood_score, (*SCORES, "auto"))
+            raise unknown_name("score", str(self.ood_score), (*SCORES, "auto"))
         if not 0 < self.tpr <= 1:
             raise BadInput(f"tpr {self.tpr} is not a share", where="OODClassifier")
-        if self.ood_score == "neglabel" and self.negatives is None:
+        if self.ood_score == "neglabel" and not self._has_negatives():
             raise BadInput(
                 "NegLabel needs negative labels", where="OODClassifier", fix="Give negatives, or ood_score='mcm'"
             )
@@ -100,7 +100,11 @@ class OODClassifier(ClassifierMixin, BaseEstimator):
             self.classes_ = self._named(seen, len(self.texts_))
             if seen is not None and not np.isin(seen, self.classes_).all():
                 stranger = seen[~np.isin(seen, self.classes_)][0]
-                raise BadInput(f"label {stranger} is no class", where="OODClassifier.fit")
+                raise BadInput(
+                    f"label {stranger} is no class",
+                    where="OODClassifier.fit",
+                    fix=f"The classes are {', '.join(str(name) for name in self.classes_[:20])}",
+                )
         if self.texts_.shape[1] != rows.shape[1]:
             raise BadInput(
                 f"{rows.shape[1]}-d embeddings and {self.texts_.shape[1]}-d texts", where="OODClassifier.fit"
@@ -152,7 +156,11 @@ class OODClassifier(ClassifierMixin, BaseEstimator):
     def _score(self) -> str:
         if self.ood_score != "auto":
             return self.ood_score
-        return "mcm" if self.negatives is None else "neglabel"
+        return "neglabel" if self._has_negatives() else "mcm"
+
+    def _has_negatives(self) -> bool:
+        # An empty list is none: NegLabel would then accept every input.
+        return self.negatives is not None and len(self.negatives) > 0
 
     def _named(self, seen: np.ndarray | None, count: int) -> np.ndarray:
         if self.classes is not None:
@@ -169,10 +177,13 @@ class OODClassifier(ClassifierMixin, BaseEstimator):
 
     def _rows(self, X: Any, *, reset: bool = False, y: Any = None) -> np.ndarray:
         """Unit rows float32 ``[N, D]``, as scikit-learn checks them."""
-        if reset and y is not None:
-            X, _ = validate_data(self, X, y, dtype=np.float32)
-        else:
-            if not reset:
-                check_is_fitted(self, "texts_")
-            X = validate_data(self, X, dtype=np.float32, reset=reset)
+        if not reset:
+            check_is_fitted(self, "texts_")
+        try:
+            if y is not None:
+                X, _ = validate_data(self, X, y, dtype=np.float32)
+            else:
+                X = validate_data(self, X, dtype=np.float32, reset=reset)
+        except ValueError as error:  # scikit-learn's contract wants its TypeErrors as they are
+            raise BadInput(str(error), where="OODClassifier", fix="Give embeddings [N, D], N >= 1") from error
         return to_numpy(as_rows(X, "X"))

@@ -150,8 +150,14 @@ class NegativeLabels:
         Raises:
             BadInput: no classes, no words, or nothing left.
         """
-        if not len(classes) or not len(words):
-            raise BadInput(f"{len(classes)} classes and {len(words)} words", where="NegativeLabels.mined")
+        if isinstance(classes, str) or isinstance(words, str) or not len(classes) or not len(words):
+            raise BadInput(
+                "one text is no list"
+                if isinstance(classes, str) or isinstance(words, str)
+                else f"{len(classes)} classes and {len(words)} words",
+                where="NegativeLabels.mined",
+                fix="Give two lists with at least one word each",
+            )
         key = json.dumps([list(classes), list(words), list(kinds or ()), template, share, quantile, encoder])
         path = (
             None
@@ -184,13 +190,16 @@ class NegativeLabels:
         """Reads what `save` wrote.
 
         Raises:
-            BadInput: no such file.
+            BadInput: no such file, or one that holds something else.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if not Path(path).exists():
-            raise BadInput("no negative labels here", where=str(path))
-        with safe_open(str(path), "numpy") as file:
-            words = json.loads((file.metadata() or {})["words"])
-        arrays = load_file(path)
-        return cls(tuple(words), arrays["vectors"], arrays["similarity"])
+            raise BadInput("no negative labels here", where=str(path), fix="NegativeLabels.mined makes and saves some")
+        try:
+            with safe_open(str(path), "numpy") as file:
+                words = json.loads((file.metadata() or {})["words"])
+            arrays = load_file(path)
+            return cls(tuple(words), arrays["vectors"], arrays["similarity"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise BadInput(f"no saved negative labels ({error})", where=str(path), fix="Mine them again") from error

@@ -14,6 +14,7 @@ ten thousand labels is exactly 1.0 for most inputs, while its log-odds still ran
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,17 @@ def neglabel(
     Raises:
         BadInput: no known label, widths that differ, NaN, a temperature that is not positive, or more groups than negatives.
     """
+    if negatives is None:
+        raise BadInput("no negative labels", where="neglabel", fix="Give vectors [M, D], or use mcm")
     images, texts, negatives = _rows(images, texts, temperature, negatives)
     xp, scale, block = array_namespace(images), 1.0 / temperature, {"chunk": chunk, "item_chunk": image_chunk}
     count = negatives.shape[0]
-    if groups < 1 or (count and groups > count):
-        raise BadInput(f"{groups} groups of {count} negative labels", where="neglabel", fix="Use fewer groups")
+    if not isinstance(groups, Integral) or groups < 1 or (count and groups > count):
+        raise BadInput(
+            f"{groups} groups of {count} negative labels",
+            where="neglabel",
+            fix="Give a whole number from 1 to the number of negative labels",
+        )
     if not count:
         return xp.zeros_like(images[:, 0]) + (xp.inf if log_odds else 1.0)
     inside = logsumexp_inner(texts, images, scale, **block)
@@ -117,7 +124,7 @@ def max_logit(images: Any, texts: Any, *, chunk: int = IMAGES_AT_ONCE) -> Any:
 
 def _rows(images: Any, texts: Any, temperature: float, negatives: Any = None) -> tuple[Any, Any, Any]:
     if not temperature > 0:
-        raise BadInput(f"temperature {temperature} is not positive", where="score")
+        raise BadInput(f"temperature {temperature} is not positive", where="score", fix="CLIP's is 0.01")
     images, texts = as_rows(images, "images"), as_rows(texts, "texts")
     same_dim(images, texts, "images and texts")
     if not texts.shape[0]:

@@ -472,3 +472,66 @@ def test_pictures_without_labels_and_models_without_pictures_are_refused(sentenc
         fine_tune(sentence_model, PICTURES, np.arange(12) % 3, ["a", "b"])
     with pytest.raises(BadInput, match="validation"):
         CMAClassifier(sentence_model, validation=1.5).fit(PICTURES, NAMES)
+
+
+def test_an_empty_list_of_negatives_is_none():
+    X, y = blobs()
+    texts = np.eye(3, 12, dtype=np.float32)
+    plain = OODClassifier(texts).fit(X, y)
+    for negatives in (np.zeros((0, 12), np.float32), []):
+        assert OODClassifier(texts, negatives).fit(X, y).threshold_ == plain.threshold_  # MCM, not "all are known"
+        with pytest.raises(BadInput, match="needs negative labels"):
+            OODClassifier(texts, negatives, ood_score="neglabel").fit(X, y)
+
+
+def test_embeddings_that_are_none_are_refused():
+    X, y = blobs()
+    detector = OODClassifier().fit(X, y)
+    for wrong in (X[:0], X[0], X[:, :4], np.full((2, 12), np.nan), [["a"]]):
+        for refused in (detector.predict, detector.known, detector.calibrate):
+            with pytest.raises(BadInput, match="Give embeddings"):
+                refused(wrong)
+    with pytest.raises(BadInput, match="inconsistent"):
+        OODClassifier().fit(X, y[:5])
+    with pytest.raises(UnknownName, match="score"):
+        OODClassifier(ood_score=None).fit(X, y)  # pyright: ignore
+    with pytest.raises(BadInput, match="no negative labels"):
+        neglabel(IMAGES, TEXTS, None)
+
+
+def test_reports_and_files_that_do_not_fit_are_refused(tmp_path):
+    images, texts = unit(6), unit(2, seed=1)
+    for labels in ([0] * 5, [2] * 6, [-1] * 6, [0.5] * 6):
+        with pytest.raises(BadInput, match="labels"):
+            alignment_report(images, labels, texts)
+    with pytest.raises(BadInput, match="12-d and 5-d"):
+        alignment_report(images, [0] * 6, texts, unit(2, 5))
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="no saved negative labels"):
+        NegativeLabels.load(tmp_path / "other")
+    with pytest.raises(BadInput, match="no list"):
+        NegativeLabels.mined(["cat"], "dog sun", lambda texts: unit(len(texts)))
+    with pytest.raises(BadInput, match="max_scale"):
+        CrossModalAlignment(max_scale=0)
+
+
+def test_pictures_and_models_of_the_wrong_kind_are_refused(sentence_model, tiny_text):
+    from sentence_transformers import SentenceTransformer
+    from sklearn.exceptions import NotFittedError
+
+    text_only = SentenceTransformer(str(tiny_text), device="cpu")
+    with pytest.raises(UnknownName, match="takes no pictures"):
+        CMAClassifier(text_only).fit(PICTURES, NAMES)
+    with pytest.raises(UnknownName, match="takes no pictures"):
+        fine_tune(torch.nn.Linear(2, 2), PICTURES, np.arange(12) % 3, ["a", "b", "c"])
+    for wrong, message in ((["a"] * 12, "text among"), (None, "NoneType"), (unit(12), "shape")):
+        with pytest.raises(BadInput, match=message):
+            CMAClassifier(sentence_model).fit(wrong, NAMES)
+    with pytest.raises(BadInput, match="list of words"):
+        CMAClassifier(sentence_model, "dog sun").fit(PICTURES, NAMES)
+    with pytest.raises(BadInput, match="whole numbers"):
+        fine_tune(sentence_model, PICTURES, [0.5] * 12, ["a", "b"])
+    with pytest.raises(BadInput, match="batch_size 0"):
+        fine_tune(sentence_model, PICTURES, [0] * 12, ["a"], batch_size=0)
+    with pytest.raises(NotFittedError):
+        CMAClassifier(sentence_model).predict(PICTURES)

@@ -19,7 +19,7 @@ from torch import Tensor
 from chiasm.adapt.mm_ood.alignment import CrossModalAlignment
 from chiasm.adapt.mm_ood.detector import OODClassifier
 from chiasm.adapt.mm_ood.mining import QUANTILE, SHARE, NegativeLabels
-from chiasm.errors import BadInput, UnknownName
+from chiasm.errors import BadInput, TrainingDiverged, UnknownName
 from chiasm.learn.pairs import Pairs
 from chiasm.learn.stages import Stage
 from chiasm.learn.training import TrainReport, train
@@ -67,12 +67,21 @@ def fine_tune(
         objective: a loss of your own settings; then ``lam`` and ``terms`` are its.
 
     Raises:
-        BadInput: no classes, fewer than two pictures, labels outside the classes, a batch of one.
+        BadInput: no classes, fewer than two pictures, labels outside the classes, a batch of one, things that are no pictures.
+        UnknownName: a model without a picture tower or a text tower.
         TrainingDiverged: the loss is no number any more.
         MissingExtra: ``chiasm[train]`` is not installed.
     """
+    _check_model(model, "fine_tune")
+    _check_pictures(pictures, "fine_tune")
     labels = np.asarray(labels)
     _check_labels(labels, len(pictures), len(classes))
+    if batch_size < 2 or not rate > 0:
+        raise BadInput(
+            f"batch_size {batch_size}, rate {rate}",
+            where="fine_tune",
+            fix="Give batches of at least 2 and a positive rate",
+        )
     start = _own_scale(model)
     loss = objective or CrossModalAlignment(lam, scale=start, terms=terms)
     texts = [template.replace("{}", name.replace("_", " ")) for name in classes]
@@ -85,7 +94,10 @@ def fine_tune(
     stage = Stage("cma", epochs=epochs, rate=rate, warmup=min(MOST_WARMUP, warmup_steps / steps))
     # A batch of the pictures' order is all that differs between two seeds; the model's own weights are its start.
     report = train(model, pairs, loss, stage, batch_size=batch_size, weight_decay=weight_decay, seed=seed)
-    _set_scale(model, float(loss.scale.detach()))
+    scale = float(loss.scale.detach())
+    if not 0 < scale < math.inf:
+        raise TrainingDiverged(f"the scale is {scale} after training", where="fine_tune", fix="Lower the rate")
+    _set_scale(model, scale)
     return report
 
 
@@ -96,7 +108,12 @@ def encode_texts(model: Any, words: Sequence[str], *, template: str = TEMPLATE) 
 
 
 def encode_pictures(model: Any, pictures: Any, *, batch_size: int = 256) -> np.ndarray:
-    """Unit vectors float32 ``[N, D]`` of pictures, or of their ``pixel_values`` ``[N, 3, H, W]``."""
+    """Unit vectors float32 ``[N, D]`` of pictures, or of their ``pixel_values`` ``[N, 3, H, W]``.
+
+    Raises:
+        BadInput: no pictures, or things that are none.
+    """
+    _check_pictures(pictures, "encode_pictures")
     items, was_training, parts = _Items(model, pictures), model.training, []
     model.eval()
     with torch.inference_mode():
@@ -185,19 +202,20 @@ class CMAClassifier(ClassifierMixin, BaseEstimator):
             y: N class names (strings).
 
         Raises:
-            BadInput: no model, no pictures, labels of another length, a validation share outside 0 .. 1.
+            BadInput: no pictures, labels of another length, a validation share outside 0 .. 1.
+            UnknownName: a model without a picture tower or a text tower, or none.
         """
-        if not hasattr(self.model, "preprocess"):
-            raise UnknownName(
-                f"a {type(self.model).__name__} takes no pictures and texts",
-                where="CMAClassifier",
-                fix="Give a SentenceTransformer over a CLIP or SigLIP model",
-            )
+        _check_model(self.model, "CMAClassifier")
+        _check_pictures(X, "CMAClassifier.fit")
+        if isinstance(self.words, str):
+            raise BadInput("words is one text", where="CMAClassifier", fix="Give a list of words, or None")
         names = np.asarray(y).astype(str)
         self.classes_, labels = np.unique(names, return_inverse=True)
         _check_labels(labels, len(X), len(self.classes_))
         if not 0 <= self.validation < 1:
-            raise BadInput(f"validation {self.validation} is outside 0..1", where="CMAClassifier")
+            raise BadInput(
+                f"validation {self.validation} is outside 0..1", where="CMAClassifier", fix="Give a share below 1"
+            )
         kept, held = _split(labels, self.validation, self.seed)
         self.model_ = copy.deepcopy(self.model)
         self.negatives_ = None
@@ -246,23 +264,28 @@ class CMAClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Class names ``[N]``, known or not."""
-        return self.detector_.predict(self.embed(X))
+        vectors = self.embed(X)
+        return self.detector_.predict(vectors)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Shares ``[N, K]`` in the order of ``classes_``."""
-        return self.detector_.predict_proba(self.embed(X))
+        vectors = self.embed(X)
+        return self.detector_.predict_proba(vectors)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """How well each picture belongs to the known classes ``[N]``; higher is more known."""
-        return self.detector_.score_samples(self.embed(X))
+        vectors = self.embed(X)
+        return self.detector_.score_samples(vectors)
 
     def known(self, X: Any) -> np.ndarray:
         """Bool ``[N]``: accepted at the threshold of the validation pictures."""
-        return self.detector_.known(self.embed(X))
+        vectors = self.embed(X)
+        return self.detector_.known(vectors)
 
     def predict_open(self, X: Any, unknown: Any = None) -> np.ndarray:
         """Class names, or ``unknown``; object ``[N]``."""
-        return self.detector_.predict_open(self.embed(X), unknown)
+        vectors = self.embed(X)
+        return self.detector_.predict_open(vectors, unknown)
 
     def _texts(self, words: Sequence[str] | np.ndarray) -> np.ndarray:
         return encode_texts(self.model_, [str(word) for word in words], template=self.template)
@@ -303,13 +326,44 @@ def _split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
+def _check_model(model: Any, where: str) -> None:
+    known = getattr(model, "modalities", ("image", "text"))
+    if not hasattr(model, "preprocess") or not {"image", "text"} <= set(known):
+        raise UnknownName(
+            f"a {type(model).__name__} takes no pictures and texts",
+            where=where,
+            fix="Give a SentenceTransformer over a CLIP or SigLIP model",
+        )
+
+
+def _check_pictures(pictures: Any, where: str) -> None:
+    array = isinstance(pictures, (Tensor, np.ndarray)) and pictures.dtype != object
+    pixels = array and pictures.ndim == 4 and pictures.shape[1] == 3
+    listed = not array and hasattr(pictures, "__len__") and not isinstance(pictures, str)
+    if not (pixels or listed) or (listed and any(isinstance(one, str) for one in pictures)):
+        said = f"shape {tuple(pictures.shape)}" if array else f"a {type(pictures).__name__}"
+        raise BadInput(
+            f"{said} is no list of pictures" if not listed else "a text among the pictures",
+            where=where,
+            fix="Give a list of pictures, or pixel_values [N, 3, H, W]",
+        )
+    if where == "encode_pictures" and not len(pictures):
+        raise BadInput("no pictures", where=where, fix="Give at least one")
+
+
 def _check_labels(labels: np.ndarray, pictures: int, classes: int) -> None:
     if labels.shape != (pictures,) or pictures < 2:
         raise BadInput(
             f"{pictures} pictures and labels {labels.shape}", where="CMA", fix="Give one label a picture, N >= 2"
         )
+    if labels.dtype.kind not in "iu":
+        raise BadInput(f"labels of type {labels.dtype}", where="CMA", fix="Give whole numbers of classes")
     if not classes or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise BadInput(f"labels from {labels.min()} to {labels.max()} for {classes} classes", where="CMA")
+        raise BadInput(
+            f"labels from {labels.min()} to {labels.max()} for {classes} classes",
+            where="CMA",
+            fix="Number the classes from 0 on",
+        )
 
 
 def _network(model: Any) -> Any:

@@ -110,7 +110,8 @@ class MultiTaskBoosting(BaseEstimator):
             UnknownName: a column, engine or option that does not exist.
         """
         self._check_settings()
-        column: Any = task if isinstance(task, str) or (isinstance(task, Integral) and np.ndim(X) == 2) else None
+        number = isinstance(task, Integral) and not isinstance(task, bool) and np.ndim(X) == 2
+        column: Any = task if isinstance(task, str) or number else None
         X, task = self._split(X, task, column)
         X, y = self._checked(X, y)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
@@ -149,7 +150,9 @@ class MultiTaskBoosting(BaseEstimator):
                 ensure_min_samples=2 if self.__sklearn_tags__().estimator_type == "classifier" else 1,
             )
         except ValueError as error:
-            raise BadInput(str(error), where=f"{type(self).__name__}.fit") from error
+            raise BadInput(
+                str(error), where=f"{type(self).__name__}.fit", fix="Give numbers X [n, d] and y [n]"
+            ) from error
         return checked
 
     def _split(self, X: Any, task: Any, column: int | str | None) -> tuple[Any, Any]:
@@ -167,8 +170,12 @@ class MultiTaskBoosting(BaseEstimator):
         if hasattr(X, "columns"):
             raise BadInput(f"task={column}, but the columns of X have names", where=where, fix="Give the column's name")
         X = np.asarray(X)
-        if not 0 <= column < X.shape[1]:
-            raise BadInput(f"task={column} is no column of X with {X.shape[1]} columns", where=where)
+        if X.ndim != 2 or not 0 <= column < X.shape[1]:
+            raise BadInput(
+                f"task={column} is no column of X of shape {X.shape}",
+                where=where,
+                fix="Give a column of X, or labels [n]",
+            )
         return np.delete(X, column, axis=1), X[:, column]
 
     def _task_labels(self, task: Any, n: int) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -229,9 +236,10 @@ class MultiTaskBoosting(BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
                 raise BadInput(f"{name} is {value!r}", where=where, fix=f"Give a whole number of at least {least}")
-        if self.task_min_samples_leaf is not None and self.task_min_samples_leaf < 1:
+        least = self.task_min_samples_leaf
+        if least is not None and (not isinstance(least, Integral) or least < 1):
             raise BadInput(
-                f"task_min_samples_leaf is {self.task_min_samples_leaf!r}", where=where, fix="Give at least 1"
+                f"task_min_samples_leaf is {least!r}", where=where, fix="Give a whole number of at least 1, or None"
             )
         if not isinstance(self.max_bins, Integral) or not 2 <= self.max_bins <= 255:
             raise BadInput(f"max_bins is {self.max_bins!r}", where=where, fix="Give 2 to 255")
@@ -239,11 +247,11 @@ class MultiTaskBoosting(BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
                 raise BadInput(f"{name} is {value!r}", where=where, fix="Give a finite number of at least 0")
-        if self.theta_lr is not None and not 0 <= self.theta_lr < np.inf:
+        if self.theta_lr is not None and not (isinstance(self.theta_lr, Real) and 0 <= float(self.theta_lr) < np.inf):
             raise BadInput(f"theta_lr is {self.theta_lr!r}", where=where, fix="Give a finite number of at least 0")
-        if not 0 < self.subsample <= 1:
+        if not isinstance(self.subsample, Real) or not 0 < float(self.subsample) <= 1:
             raise BadInput(f"subsample is {self.subsample!r}", where=where, fix="Give more than 0, at most 1")
-        if not 0 < self.validation_fraction < 1:
+        if not isinstance(self.validation_fraction, Real) or not 0 < float(self.validation_fraction) < 1:
             raise BadInput(f"validation_fraction is {self.validation_fraction!r}", where=where, fix="Give 0 to 1")
         if self.unseen not in ("warn", "error"):
             raise unknown_name("value of unseen", str(self.unseen), ("warn", "error"))
@@ -260,7 +268,7 @@ class MultiTaskBoosting(BaseEstimator):
         try:
             X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
         except ValueError as error:
-            raise BadInput(str(error), where=where) from error
+            raise BadInput(str(error), where=where, fix="Give X [n, d] with the columns of fit") from error
         if task is None:
             if len(self.tasks_) > 1:
                 raise BadInput(
@@ -323,7 +331,10 @@ class MultiTaskBoosting(BaseEstimator):
             forest = getattr(self.boosted_, name)
             arrays |= {f"{name}.{f.name}": getattr(forest, f.name) for f in fields(Forest)[:-2]}
         arrays |= {f"edges.{f}": edges for f, edges in enumerate(self.bins_.edges)}
-        params = self.get_params()
+        # Settings may be numpy numbers, which JSON does not know.
+        params = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self.get_params().items()
+        }
         if not isinstance(params["random_state"], (int, type(None))):
             params["random_state"] = None  # a generator has no value that could be written down
         header = {
@@ -416,7 +427,7 @@ def _labels(task: Any, n: int) -> np.ndarray:
             )
         return labels.astype(np.int64)
     if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all() or (labels != np.round(labels)).any():
+        if not (np.abs(labels) < 2**53).all() or (labels != np.round(labels)).any():
             raise BadInput("task labels are missing or not whole", where="task", fix="Give whole numbers, or strings")
         return labels.astype(np.int64)
     if labels.dtype.kind not in "iubU":

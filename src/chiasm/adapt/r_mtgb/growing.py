@@ -166,7 +166,7 @@ def choose(engine: str) -> Any:
         ChiasmError: ``"sklearn"`` is asked for and does not work here.
     """
     if engine not in ("auto", "sklearn", "numpy"):
-        raise unknown_name("engine", engine, ("auto", "sklearn", "numpy"))
+        raise unknown_name("engine", str(engine), ("auto", "sklearn", "numpy"))
     if engine == "numpy":
         return None
     found = sklearn_grower()

@@ -10,6 +10,7 @@ from sklearn.metrics import r2_score
 
 from chiasm.adapt.r_mtgb.estimator import MultiTaskBoosting
 from chiasm.adapt.r_mtgb.losses import Loss, SquaredError
+from chiasm.errors import BadInput
 
 
 class RMTGBRegressor(RegressorMixin, MultiTaskBoosting):
@@ -64,7 +65,10 @@ class RMTGBRegressor(RegressorMixin, MultiTaskBoosting):
         return float(r2_score(y, self.predict(X, task), sample_weight=sample_weight))
 
     def _targets(self, y: np.ndarray) -> tuple[np.ndarray, Loss, np.ndarray]:
-        y = np.asarray(y, dtype=np.float64)
+        try:
+            y = np.asarray(y, dtype=np.float64)
+        except ValueError as error:
+            raise BadInput(str(error), where="RMTGBRegressor.fit", fix="Give numbers as y") from error
         self.center_, self.scale_ = (0.0, 1.0) if self.from_zero else (float(y.mean()), float(y.std()) or 1.0)
         return (y - self.center_) / self.scale_, SquaredError(), np.zeros(1)
 

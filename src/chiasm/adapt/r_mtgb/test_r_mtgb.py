@@ -462,3 +462,37 @@ def test_one_class_and_broken_targets(table):
     np.testing.assert_allclose(constant.predict(table.x), 4.0)
     with pytest.raises(BadInput, match="odd ones"):
         task_table(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subsample": None}, "subsample"),
+        ({"theta_lr": "a"}, "theta_lr"),
+        ({"validation_fraction": "a"}, "validation_fraction"),
+        ({"task_min_samples_leaf": 1.5}, "whole number"),
+        ({"engine": None}, "engine"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused(table, options, message):
+    with pytest.raises(BadInput, match=message):
+        RMTGBRegressor(**options).fit(table.x, table.y)
+
+
+def test_input_of_the_wrong_type_is_refused(table):
+    with pytest.raises(BadInput, match="numbers as y"):
+        RMTGBRegressor().fit(table.x, ["a"] * len(table.x))
+    with pytest.raises(BadInput, match="task has shape"):
+        RMTGBRegressor().fit(table.x, table.y, task=True)
+    with pytest.raises(BadInput, match="not whole"):
+        RMTGBRegressor().fit(table.x, table.y, task=np.full(len(table.x), 1e300))
+    model = RMTGBRegressor(1, 1, 1, **PLAIN).fit(np.column_stack([table.x, table.task]), table.y, task=3)
+    with pytest.raises(BadInput, match="no column"):
+        model.predict(table.x[0])
+
+
+def test_numpy_settings_are_saved(table, tmp_path):
+    model = RMTGBRegressor(np.int64(1), 1, 1, learning_rate=np.float32(0.5), random_state=np.int64(0))
+    model.fit(table.x, table.y, task=table.task).save(tmp_path / "model")
+    loaded = RMTGBRegressor.load(tmp_path / "model")
+    assert (loaded.n_shared, loaded.learning_rate, loaded.random_state) == (1, 0.5, 0)
