@@ -208,7 +208,11 @@ class AttentionTap:
                 if hasattr(config, "_attn_implementation"):
                     found[id(config)] = config
         if not found:
-            raise BadInput("has no transformers config", where=", ".join(type(m).__name__ for m in self._models))
+            raise BadInput(
+                "has no transformers config",
+                where=", ".join(type(m).__name__ for m in self._models),
+                fix="Give models of transformers",
+            )
         self._configs = list(found.values())
         with _lock:
             for config in self._configs:

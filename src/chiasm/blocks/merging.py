@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from chiasm.errors import BadInput, unknown_name
 
 Keys = Literal["full", "mean"]
+KEYS: tuple[Keys, ...] = ("full", "mean")
 Precedence = Literal["published", "receive_best"]
 
 
@@ -56,8 +57,8 @@ def unit_keys(key: Tensor, how: Keys = "mean") -> Tensor:
         key: keys of an attention call.
         how: ``"mean"`` over the heads (``[B, T, dh]``, as ToMe), or ``"full"``: heads side by side (``[B, T, H dh]``).
     """
-    if how not in ("mean", "full"):
-        raise unknown_name("width of keys", how, ("mean", "full"))
+    if how not in KEYS:
+        raise unknown_name("width of keys", how, KEYS)
     key = key.detach()
     flat = key.mean(dim=1) if how == "mean" else key.transpose(1, 2).flatten(2)
     return nn.functional.normalize(flat.float(), dim=-1)
@@ -270,7 +271,7 @@ def merge(
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """``tokens[b, index[b, k]]``: ``[B, T, D]`` and ``[B, K]`` -> ``[B, K, D]``, whole rows at a time."""
     batch, count, width = tokens.shape
-    return tokens.reshape(batch * count, width).index_select(0, _flat(index, count)).view(batch, -1, width)
+    return tokens.reshape(batch * count, width).index_select(0, _flat(index, count)).view(batch, index.shape[1], width)
 
 
 def _flat(index: Tensor, count: int) -> Tensor:

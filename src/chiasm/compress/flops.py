@@ -35,7 +35,9 @@ def stack_flops(before: Sequence[int], after: Sequence[int], width: int, inner: 
         BadInput: lists of different lengths.
     """
     if len(before) != len(after):
-        raise BadInput(f"{len(before)} and {len(after)} layers", where="stack_flops")
+        raise BadInput(
+            f"{len(before)} and {len(after)} layers", where="stack_flops", fix="Give both with one number a layer"
+        )
     perceptron = (3 if gated else 2) * width * inner
     return sum(2 * (4 * t * width**2 + 2 * t * t * width + rest * perceptron) for t, rest in zip(before, after))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from chiasm.blocks.attention import Attended
 from chiasm.blocks.merging import (
+    KEYS,
     Keys,
     Matching,
     bipartite,
@@ -48,7 +50,7 @@ class Schedule:
             raising an error. Texts, whose length varies, need it.
 
     Raises:
-        BadInput: a negative number, or an inflection outside -1..1.
+        BadInput: a negative number, one that is not whole, or an inflection outside -1..1.
     """
 
     r: int | Sequence[int] = 8
@@ -56,11 +58,15 @@ class Schedule:
     cap: bool = False
 
     def __post_init__(self) -> None:
-        numbers = [self.r] if isinstance(self.r, int) else list(self.r)
-        if any(number < 0 for number in numbers):
-            raise BadInput(f"r={self.r} is negative", where="Schedule")
+        numbers = list(self.r) if isinstance(self.r, Sequence) else [self.r]
+        if any(not isinstance(number, Integral) or number < 0 for number in numbers):
+            raise BadInput(
+                f"r={self.r!r} is negative, or no whole number",
+                where="Schedule",
+                fix="Give a whole number from 0, or a list with one a layer",
+            )
         if not -1 <= self.inflection <= 1:
-            raise BadInput(f"inflection={self.inflection} is outside -1..1", where="Schedule")
+            raise BadInput(f"inflection={self.inflection} is outside -1..1", where="Schedule", fix="0 is constant")
 
     def counts(self, layers: int) -> list[int]:
         """What is wished for each of some layers.
@@ -70,7 +76,11 @@ class Schedule:
         """
         if not isinstance(self.r, int):
             if len(self.r) != layers:
-                raise BadInput(f"{len(self.r)} numbers for {layers} layers", where="Schedule")
+                raise BadInput(
+                    f"{len(self.r)} numbers for {layers} layers",
+                    where="Schedule",
+                    fix="Give one a layer, or one for all",
+                )
             return list(self.r)
         least = int(self.r * (1 - self.inflection))
         step = (2 * self.r - 2 * least) / max(1, layers - 1)
@@ -139,12 +149,16 @@ class TokenState:
             BadInput: masks of the wrong size, or places outside the sequence.
         """
         if tokens.ndim != 3:
-            raise BadInput(f"expected tokens [B, T, D], got {tuple(tokens.shape)}", where="TokenState.start")
+            raise BadInput(f"tokens {tuple(tokens.shape)}", where="TokenState.start", fix="Give [B, T, D]")
         batch, length = tokens.shape[:2]
         if not isinstance(protected, Tensor):
             places = list(protected)
             if any(not -length <= place < length for place in places):
-                raise BadInput(f"protected={places} for {length} tokens", where="TokenState.start")
+                raise BadInput(
+                    f"protected={places} for {length} tokens",
+                    where="TokenState.start",
+                    fix="Give places in the sequence",
+                )
             mask = torch.zeros(batch, length, dtype=torch.bool, device=tokens.device)
             mask[:, places] = True
         else:
@@ -154,6 +168,7 @@ class TokenState:
                 raise BadInput(
                     f"{name} has shape {tuple(given.shape)}, the tokens are {batch} x {length}",
                     where="TokenState.start",
+                    fix="Give bool [B, T]",
                 )
         places = torch.arange(length, device=tokens.device).expand(batch, -1)
         size = torch.ones(batch, length, device=tokens.device)
@@ -280,6 +295,8 @@ class TokenReducer:
                 raise unknown_name(kind, name, known)
         if self.merge not in MERGES:
             raise unknown_name("merge", self.merge, MERGES)
+        if self.keys not in KEYS:
+            raise unknown_name("width of keys", self.keys, KEYS)
         if self.merge == "guided" and self.score == "none":
             raise BadInput(
                 "a guided merge needs a score", where="TokenReducer", fix="Give score='cross' or 'attention'"

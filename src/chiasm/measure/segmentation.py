@@ -57,11 +57,13 @@ def confusion(predicted: Any, truth: Any, *, classes: int, ignore: int = IGNORE)
         ignore: pixels with this truth do not count.
 
     Raises:
-        BadInput: shapes that differ, or a class outside of 0 .. classes - 1.
+        BadInput: shapes that differ, values that are no integers, or a class outside of 0 .. classes - 1.
     """
     if isinstance(predicted, (list, tuple)) and isinstance(truth, (list, tuple)):
         if len(predicted) != len(truth):
-            raise BadInput(f"{len(predicted)} predictions for {len(truth)} pictures", where="confusion")
+            raise BadInput(
+                f"{len(predicted)} predictions for {len(truth)} pictures", where="confusion", fix="Give one a picture"
+            )
         table = np.zeros((classes, classes), dtype=np.int64)
         for one, other in zip(predicted, truth, strict=True):
             table += confusion(one, other, classes=classes, ignore=ignore)
@@ -72,6 +74,10 @@ def confusion(predicted: Any, truth: Any, *, classes: int, ignore: int = IGNORE)
             f"{found.shape} predicted, {right.shape} in truth, {classes} classes",
             where="confusion",
             fix="Predict at the size of the truth: a smaller size flatters",
+        )
+    if any(not np.issubdtype(values.dtype, np.integer) and values.dtype != bool for values in (found, right)):
+        raise BadInput(
+            f"{found.dtype} predicted, {right.dtype} in truth", where="confusion", fix="Give class numbers, as integers"
         )
     counted = right != ignore
     found, right = found[counted].astype(np.int64), right[counted].astype(np.int64)

@@ -10,9 +10,7 @@ Claims of methods that attach to Hugging Face towers (prompts, token reduction, 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ import numpy as np
 
 from chiasm.errors import BadInput
 from chiasm.worlds import captions as sentences
+from chiasm.worlds.cached import made_once
 from chiasm.worlds.scenes import VERSION as SCENES_VERSION
 from chiasm.worlds.scenes import SceneWorld, make_scenes
 from chiasm.worlds.vocabulary import COLORS, SHAPES
@@ -152,28 +151,12 @@ def mini_clip(
     Args:
         seed: seed of the weights, the training scenes and their order.
         settings: size and training; the default takes about 70 s of CPU time.
-        cache: folder; by default ``$CHIASM_CACHE``, else ``$XDG_CACHE_HOME/chiasm``, else ``~/.cache/chiasm``.
+        cache: folder; default ``$CHIASM_CACHE``, or the user's cache folder of this platform.
         progress: called with the share of the training that is done.
     """
     settings = settings or MiniSettings()
-    key = json.dumps([VERSION, SCENES_VERSION, seed, asdict(settings)], sort_keys=True)
-    root = Path(
-        cache
-        or os.environ.get("CHIASM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chiasm"
-    )
-    folder = root / "worlds" / f"mini-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not (folder / "report.json").exists():
-        mini = train(settings, seed, progress)
-        # Written beside and renamed, so that two processes never read a half-written folder.
-        beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        mini.save(beside)
-        try:
-            beside.rename(folder)
-        except OSError:
-            if not (folder / "report.json").exists():
-                raise
-    return load(folder)
+    key = [VERSION, SCENES_VERSION, seed, asdict(settings)]
+    return load(made_once("mini", key, lambda: train(settings, seed, progress), cache))
 
 
 def load(folder: str | Path) -> MiniClip:

@@ -11,9 +11,7 @@ questions are asked behind several turns of text. For claims about generative mo
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chiasm.errors import BadInput
+from chiasm.worlds.cached import made_once
 from chiasm.worlds.language import known_words
 from chiasm.worlds.mini import MiniSettings
 from chiasm.worlds.questions import Question
@@ -121,9 +121,17 @@ class MiniLlava:
         return [self.words.get(word, unknown) for word in text.lower().replace("?", " ?").replace(",", " ").split()]
 
     def inputs(self, pictures: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
-        """Prompts of one picture and one text each: ``pixel_values``, ``input_ids`` and ``attention_mask``, padded on the left."""
+        """Prompts of one picture and one text each: ``pixel_values``, ``input_ids`` and ``attention_mask``, padded on the left.
+
+        Raises:
+            BadInput: nothing, or not one text a picture.
+        """
         import torch
 
+        if not len(texts) or len(pictures) != len(texts):
+            raise BadInput(
+                f"{len(pictures)} pictures and {len(texts)} texts", where="MiniLlava", fix="Give one a picture"
+            )
         rows = [[self.words["<start>"], *[self.image_id] * self.patches, *self.ids(text)] for text in texts]
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
@@ -165,32 +173,27 @@ def mini_llava(
         progress: called with the share of the training that is done.
     """
     settings = settings or MiniLlavaSettings()
-    key = json.dumps([VERSION, SCENES_VERSION, seed, asdict(settings)], sort_keys=True)
-    root = Path(
-        cache
-        or os.environ.get("CHIASM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chiasm"
-    )
-    folder = root / "worlds" / f"llava-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not (folder / "report.json").exists():
+    key = [VERSION, SCENES_VERSION, seed, asdict(settings)]
+
+    def make() -> MiniLlava:
         from chiasm.worlds.mini_llava_training import train
 
-        mini = train(settings, seed, cache, progress)
-        beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        mini.save(beside)
-        try:
-            beside.rename(folder)
-        except OSError:
-            if not (folder / "report.json").exists():
-                raise
-    return load(folder)
+        return train(settings, seed, cache, progress)
+
+    return load(made_once("llava", key, make, cache))
 
 
 def load(folder: str | Path) -> MiniLlava:
-    """Reads what `MiniLlava.save` wrote."""
+    """Reads what `MiniLlava.save` wrote.
+
+    Raises:
+        BadInput: the folder holds no mini vision-language model.
+    """
     from transformers import LlavaForConditionalGeneration
 
     folder = Path(folder)
+    if not (folder / "report.json").exists():
+        raise BadInput("no mini vision-language model here", where=str(folder), fix="Make one with `mini_llava()`")
     model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa", use_safetensors=True)
     words = json.loads((folder / "words.json").read_text())
     return MiniLlava(model.eval(), words, json.loads((folder / "report.json").read_text()))

@@ -90,7 +90,7 @@ def sensor_maps(
     if noise not in ("patches", "none", "random"):
         raise unknown_name("label noise", noise, ("patches", "none", "random"))
     counted = n < 1 or size < 4 or classes < 4 or cells < 1 or dates < 1
-    if counted or not 0 <= flips < 0.7 or not 0 <= cloud < 1 or min(blob, shift, blur) < 0:
+    if counted or not 0 <= flips < 0.7 or not 0 <= cloud < 1 or not (blob >= 0 and shift >= 0 and blur >= 0):
         raise BadInput(
             f"n={n}, size={size}, classes={classes}, cells={cells}, dates={dates}, flips={flips}, blob={blob}, "
             f"shift={shift}, cloud={cloud}, blur={blur}",

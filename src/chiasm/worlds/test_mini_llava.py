@@ -1,10 +1,16 @@
 """The mini vision-language model: words, questions, prompts, cache; the two steps of its training learn."""
 
+import hashlib
+import json
+
 import numpy as np
+import pytest
 import torch
 
+from chiasm.errors import BadInput
+from chiasm.worlds.cached import made_once
 from chiasm.worlds.mini import MiniSettings
-from chiasm.worlds.mini_llava import MiniLlavaSettings, mini_llava, shown, untrained, vocabulary
+from chiasm.worlds.mini_llava import MiniLlavaSettings, load, mini_llava, shown, untrained, vocabulary
 
 EYES = MiniSettings(single=64, scenes=64, single_epochs=1, epochs=1, vision_layers=2, text_layers=1)
 SMALL = MiniLlavaSettings(
@@ -68,3 +74,31 @@ def test_training_is_cached_and_padding_does_not_matter(tmp_path):
     assert (together["input_ids"] == first.image_id).sum() == 128
     alone = [first.answers(first.inputs(pictures[i : i + 1], texts[i : i + 1]))[0] for i in range(2)]
     assert first.answers(together) == alone
+
+
+def test_prompts_and_folders_that_make_no_model(tmp_path):
+    mini = untrained(SMALL, 0)
+    with pytest.raises(BadInput, match="2 pictures and 1 texts"):
+        mini.inputs(np.zeros((2, 64, 64, 3), np.uint8), ["is there a star?"])
+    with pytest.raises(BadInput, match="mini_llava"):
+        load(tmp_path)
+
+
+def test_a_model_is_made_once(tmp_path):
+    calls = []
+
+    class Made:
+        def save(self, folder):
+            folder.mkdir(parents=True)
+            (folder / "report.json").write_text("{}")
+
+    def make():
+        calls.append(1)
+        return Made()
+
+    # The name of a folder is part of what users have on disk: it must not change.
+    digest = hashlib.sha256(json.dumps([1, {"a": 2, "b": 1}], sort_keys=True).encode()).hexdigest()[:16]
+    for _ in range(2):
+        folder = made_once("mini", [1, {"b": 1, "a": 2}], make, tmp_path)
+        assert folder == tmp_path / "worlds" / f"mini-{digest}"
+    assert calls == [1]

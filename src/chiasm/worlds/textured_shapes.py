@@ -136,8 +136,13 @@ def shape_scenes(
         BadInput: nothing to draw.
     """
     allowed = np.array(sorted(range(len(classes)) if among is None else set(among)))
-    if n < 1 or not len(allowed) or not 1 <= objects[0] <= objects[1] <= 4:
-        raise BadInput(f"n={n}, {len(allowed)} classes, objects={objects}", where="shape_scenes")
+    outside = not len(allowed) or allowed[0] < 0 or allowed[-1] >= min(len(classes), 255)
+    if n < 1 or outside or not 1 <= objects[0] <= objects[1] <= 4:
+        raise BadInput(
+            f"n={n}, {len(allowed)} classes, objects={objects}",
+            where="shape_scenes",
+            fix="Give a picture, a class, and 1 to 4 objects, the fewer first",
+        )
     rng = np.random.default_rng([seed, 91])
     pictures = _grounds(n, rng)
     labels = np.zeros((n, SIDE, SIDE), dtype=np.uint8)

@@ -222,7 +222,9 @@ class CrossTune(ClassifierMixin, BaseEstimator):
             vectors = self.descriptions
             if vectors is None:
                 vectors = from_examples(features, numbers, self.classes_)
-            shape = np.shape(vectors) if not isinstance(vectors, (str, Path, Mapping)) else ()
+            shape: tuple[int, ...] = ()
+            if not isinstance(vectors, (str, Path, Mapping)) and not callable(vectors):
+                shape = np.shape(vectors)
             if len(shape) not in (2, 3) or shape[0] != len(self.classes_):
                 raise BadInput(
                     f"descriptions of shape {shape} for {len(self.classes_)} classes",

@@ -89,7 +89,8 @@ class PromptedClassifier(nn.Module):
         self.adapter = adapter.build(network, tokenizer)
         # Hidden in a list, the model is no part of parameters and state dict.
         self._model = [network]
-        self.tokenizer, self.sentence = tokenizer, sentence
+        self.tokenizer: Any = tokenizer
+        self.sentence = sentence
         self.distill, self.mix = distill, mix
         self.classes_per_step, self.class_chunk, self.checkpoint, self.seed = (
             classes_per_step,

@@ -341,7 +341,7 @@ def _check_pictures(pictures: Any, where: str) -> None:
     pixels = array and pictures.ndim == 4 and pictures.shape[1] == 3
     listed = not array and hasattr(pictures, "__len__") and not isinstance(pictures, str)
     if not (pixels or listed) or (listed and any(isinstance(one, str) for one in pictures)):
-        said = f"shape {tuple(pictures.shape)}" if array else f"a {type(pictures).__name__}"
+        said = f"shape {np.shape(pictures)}" if array else f"a {type(pictures).__name__}"
         raise BadInput(
             f"{said} is no list of pictures" if not listed else "a text among the pictures",
             where=where,

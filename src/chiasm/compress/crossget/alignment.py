@@ -26,7 +26,11 @@ def js_divergence(a: Tensor, b: Tensor, *, parity: bool = False) -> Tensor:
         BadInput: shapes that differ.
     """
     if a.shape != b.shape:
-        raise BadInput(f"{tuple(a.shape)} and {tuple(b.shape)} cannot be compared", where="js_divergence")
+        raise BadInput(
+            f"{tuple(a.shape)} and {tuple(b.shape)} cannot be compared",
+            where="js_divergence",
+            fix="Give both as [N, D]",
+        )
     p, t = a.float().log_softmax(-1), b.float().log_softmax(-1)
     m = torch.logaddexp(p, t) - torch.log(torch.tensor(2.0))
     if parity:
@@ -52,15 +56,17 @@ class CrossGuided(nn.Module):
         warmup: share of the steps over which w rises from 0.
 
     Raises:
-        BadInput: a weight outside 0..1 (non-additive), or a warm-up that is no share.
+        BadInput: a weight outside 0..1 (non-additive), a warm-up that is no share, or a reduction without cross tokens.
     """
 
     def __init__(
         self, objective: nn.Module, reduction: Any, *, weight: float = 0.5, additive: bool = False, warmup: float = 0.1
     ) -> None:
         super().__init__()
-        if weight < 0 or (weight > 1 and not additive) or not 0 <= warmup <= 1:
+        if not weight >= 0 or (weight > 1 and not additive) or not 0 <= warmup <= 1:
             raise BadInput(f"weight {weight}, warmup {warmup}", where="CrossGuided", fix="Both lie between 0 and 1")
+        if not getattr(reduction, "has_cross", True):
+            raise BadInput("the reduction has no cross tokens to align", where="CrossGuided", fix="Give a CrossGET")
         self.objective, self.reduction = objective, reduction
         self.weight, self.additive, self.warmup = weight, additive, warmup
         self.register_buffer("share", torch.tensor(0.0 if warmup else 1.0))

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from chiasm.blocks.attention import Attended, AttentionTap
 from chiasm.blocks.merging import spread
 from chiasm.compress.crossget.alignment import js_divergence, paired_layers
-from chiasm.compress.crossget.towers import Tower, block_of, detached_call, end_of_text, towers_of
+from chiasm.compress.crossget.placeholders import shortened
+from chiasm.compress.crossget.towers import (
+    Reduced,
+    Tower,
+    block_of,
+    check_finite,
+    check_free,
+    detached_call,
+    end_of_text,
+    towers_of,
+)
 from chiasm.compress.flops import matching_flops, stack_flops
 from chiasm.compress.token_reducer import Schedule, TokenReducer, TokenState
 from chiasm.errors import BadInput
@@ -72,12 +82,13 @@ class TowerReduction(nn.Module):
 
         Raises:
             UnknownName: an architecture that is not supported.
-            BadInput: already attached; a text tower that cannot be reduced; more tokens than there are.
+            BadInput: already attached, or another one is; a text tower that cannot be reduced; more tokens than there are.
         """
         if self.towers:
             raise BadInput("is attached already", where=type(self).__name__, fix="Call detach() first")
         towers = towers_of(model)
         for name, tower in towers.items():
+            check_free(tower)
             if self._reduces(name):
                 if tower.prefix:
                     raise BadInput(
@@ -106,7 +117,7 @@ class TowerReduction(nn.Module):
         for at, layer in enumerate(tower.layers[: tower.used]):
             if self._reduces(name):
                 own = layer.__dict__.get("forward")
-                layer.forward = partial(self._layer, name, at)
+                layer.forward = Reduced(self._layer, name, at)
                 self._undo.append(partial(_restore, layer, own))
             elif self.has_cross:
                 hook = layer.register_forward_pre_hook(partial(self._read, name, at), with_kwargs=True)
@@ -167,7 +178,7 @@ class TowerReduction(nn.Module):
             return run.state.tokens
 
         further = {"is_causal": False} if tower.causal else {}
-        out = block_of(tower.layers[at]).run(state.tokens, _bias(tower, state), reduce, **further)
+        out = block_of(tower.layers[at]).run(state.tokens, tower.bias(state), reduce, **further)
         return self._finish(name, tower, run, out) if at == tower.used - 1 else out
 
     def _start(self, name: str, tower: Tower, hidden: Tensor) -> _Run:
@@ -177,6 +188,7 @@ class TowerReduction(nn.Module):
                 where=type(self).__name__,
                 fix="Call model.gradient_checkpointing_disable()",
             )
+        check_finite(name, hidden)
         run = self._run(name, fresh=name != "text")
         run.cross, run.achieved = [], []
         batch, length = hidden.shape[:2]
@@ -275,7 +287,9 @@ class TowerReduction(nn.Module):
         image, text = self._seen.pop("image"), self._seen.pop("text")
         if image.shape[1] != text.shape[1]:
             raise BadInput(
-                f"{image.shape[1]} pictures and {text.shape[1]} texts", where=f"{type(self).__name__}.alignment"
+                f"{image.shape[1]} pictures and {text.shape[1]} texts",
+                where=f"{type(self).__name__}.alignment",
+                fix="Run both towers on the pairs of one batch",
             )
         sides = []
         for name, tokens in (("image", image), ("text", text)):
@@ -292,8 +306,19 @@ class TowerReduction(nn.Module):
         return list(getattr(self._local, "achieved", {}).get(name, []))
 
     def owner(self, name: str = "image") -> Tensor:
-        """The source map of the last pass: int64 ``[B, T0]``, the output token in which each input token is."""
-        return getattr(self._local, "owner", {})[name]
+        """The source map of the last pass on this thread: int64 ``[B, T0]``, the output token in which each input token is.
+
+        Raises:
+            BadInput: no pass through a reduced tower of that name.
+        """
+        kept = getattr(self._local, "owner", {})
+        if name not in kept:
+            raise BadInput(
+                f"nothing was merged in {name!r} yet",
+                where=f"{type(self).__name__}.owner",
+                fix="Attach it, and run a tower ('image' or 'text') whose r is above 0",
+            )
+        return kept[name]
 
     def image_tokens(self) -> int:
         """How many image tokens LLaVA's language model gets for each picture.
@@ -303,11 +328,11 @@ class TowerReduction(nn.Module):
         """
         tower = self.towers.get("image")
         if tower is None or tower.spread:
-            raise BadInput("is not attached to a LLaVA", where=f"{type(self).__name__}.image_tokens")
-        return _positions(tower) - sum(self._plan(tower)) - int(tower.pooled == "first")
+            raise BadInput("is not attached to a LLaVA", where=type(self).__name__, fix="Call attach(model) with one")
+        return tower.positions - sum(self._plan(tower)) - int(tower.pooled == "first")
 
     def _plan(self, tower: Tower, length: int | None = None) -> list[int]:
-        length = _positions(tower) if length is None else length
+        length = tower.positions if length is None else length
         if not self._reduces(tower.name):
             return [0] * tower.used
         cross = int(self.has_cross)
@@ -322,40 +347,29 @@ class TowerReduction(nn.Module):
             padding: id that fills up items with fewer pictures, on the left.
 
         Raises:
-            BadInput: runs of placeholders that are no multiple of the model's own number.
+            BadInput: not attached to a LLaVA, or placeholders that are no multiple of the model's own number.
         """
-        ids = inputs["input_ids"]
-        full = _positions(self.towers["image"]) - int(self.towers["image"].pooled == "first")
-        here, want = ids == image_token_id, self.image_tokens()
-        if bool((here.sum(dim=1) % full).any()):
-            raise BadInput(
-                f"there are {here.sum(dim=1).tolist()} image tokens, a picture has {full}",
-                where=f"{type(self).__name__}.shorten",
-                fix="Give the inputs as the model's processor makes them",
-            )
-        stays = ~here | ((here.long().cumsum(dim=1) - 1) % full < want)
-        most = int(stays.sum(dim=1).max())
-        order = stays.to(torch.int8).argsort(dim=1, stable=True)[:, -most:]
-        real = stays.gather(1, order)
-        out = dict(inputs)
-        fills = {"input_ids": padding, "attention_mask": 0, "labels": -100}
-        mask = inputs.get("attention_mask")
-        if mask is None and not bool(real.all()):
-            inputs = {**inputs, "attention_mask": torch.ones_like(ids)}
-        for name, fill in fills.items():
-            if inputs.get(name) is not None:
-                out[name] = inputs[name].gather(1, order).masked_fill(~real, fill)
-        return out
+        want, tower = self.image_tokens(), self.towers["image"]
+        return shortened(inputs, image_token_id, tower.positions - int(tower.pooled == "first"), want, padding)
 
     def flops(self, name: str = "image", length: int | None = None) -> tuple[int, int]:
         """FLOPs of a tower for one item, whole and reduced (matching included).
 
         Args:
             name: the tower.
-            length: tokens; default all that the image tower has positions for.
+            length: tokens; default all that the tower has positions for.
+
+        Raises:
+            BadInput: not attached to such a tower, or to one that cannot be reduced (a language model, BLIP's texts).
         """
-        tower = self.towers[name]
-        length = _positions(tower) if length is None else length
+        tower = self.towers.get(name)
+        if tower is None or tower.prefix or not hasattr(tower.layers[0], "mlp"):
+            raise BadInput(
+                f"no FLOPs to count in the {name!r} tower",
+                where=f"{type(self).__name__}.flops",
+                fix="Attach it to a model with such a tower; language models and BLIP's texts are not reduced",
+            )
+        length = tower.positions if length is None else length
         plan = self._plan(tower, length)
         inner = tower.layers[0].mlp.fc1.out_features
         start = length + int(self.has_cross and self._reduces(name))
@@ -374,24 +388,6 @@ class TowerReduction(nn.Module):
         whole = [length] * len(tower.layers)
         full = stack_flops(whole, whole, tower.width, inner)
         return full, matching + stack_flops(before + unread, after + unread, tower.width, inner)
-
-
-def _bias(tower: Tower, state: TokenState) -> Tensor | None:
-    """What is added to the attention logits: sizes, padding, and (by the places the tokens had) causality."""
-    if not tower.causal:
-        return state.log_size
-    later = state.position[:, None, :] > state.position[:, :, None]
-    causal = torch.zeros(later.shape, device=later.device).masked_fill(later, -torch.inf)[:, None]
-    total = causal if state.log_size is None else causal + state.log_size
-    # A padding token in front would see nothing at all, and a softmax over nothing is NaN: it sees itself.
-    own = torch.eye(total.shape[-1], dtype=torch.bool, device=total.device)
-    return total.masked_fill(own & (total == -torch.inf), 0.0)
-
-
-def _positions(tower: Tower) -> int:
-    """How many tokens the tower has positions for; BLIP keeps a plain parameter ``[1, T, D]`` instead of a table."""
-    table = tower.root.embeddings.position_embedding
-    return int(table.weight.shape[0] if isinstance(table, nn.Embedding) else table.shape[1])
 
 
 def _restore(layer: Any, own: Any) -> None:

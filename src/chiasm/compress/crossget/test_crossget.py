@@ -499,3 +499,36 @@ def test_half_precision_and_an_empty_batch():
     assert torch.isfinite(image_features(model, PIXELS.to(torch.bfloat16))).all()
     assert image_features(model, PIXELS[:1].to(torch.bfloat16)).shape == (1, 24)
     reduction.detach()
+
+
+def test_what_is_asked_too_early_or_of_the_wrong_model_is_refused():
+    reduction = CrossGET(2)
+    for ask in (reduction.owner, reduction.flops, reduction.image_tokens, lambda: reduction.shorten({}, IMAGE)):
+        with pytest.raises(BadInput):
+            ask()
+    reduction.attach(llava())
+    for ask in (lambda: reduction.flops("text"), lambda: reduction.shorten({}, IMAGE), reduction.owner):
+        with pytest.raises(BadInput):
+            ask()
+    with pytest.raises(UnknownName, match="width of keys"):
+        CrossGET(2, keys="ful")
+    for wrong in (1.5, "8", [1.5, 1, 1], float("nan")):
+        with pytest.raises(BadInput, match="whole number"):
+            CrossGET(wrong)
+    with pytest.raises(BadInput, match="cross tokens"):
+        CrossGuided(InfoNCE(), ToMe(2))
+    with pytest.raises(BadInput, match="vision layer -9"):
+        CrossGET(2).attach(llava(vision_feature_layer=-9))
+
+
+@torch.no_grad()
+def test_two_reductions_do_not_share_a_model_and_nan_is_found_at_once():
+    model = clip()
+    bare = image_features(model)
+    reduction = CrossGET(2).attach(model)
+    with pytest.raises(BadInput, match="another reduction"):
+        ToMe(2).attach(model)
+    with pytest.raises(BadInput, match="NaN"):
+        image_features(model, PIXELS * float("nan"))
+    reduction.detach()
+    assert torch.equal(image_features(model), bare)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from chiasm.blocks.attention import Attended, additive, listen
 from chiasm.blocks.prompts import first_module
+from chiasm.compress.token_reducer import TokenState
 from chiasm.errors import BadInput, UnknownName
 
 # Values of `config.model_type`; a tower alone (CLIPVisionModel, SiglipTextModel, ...) works as well.
@@ -62,6 +64,23 @@ class Tower:
             return tokens.gather(1, end[:, None, None].expand(-1, 1, tokens.shape[2]))
         return tokens[:, :1] if self.pooled == "first" else tokens[:, -1:]
 
+    def bias(self, state: TokenState) -> Tensor | None:
+        """What is added to the attention logits: sizes, padding, and (by the places the tokens had) causality."""
+        if not self.causal:
+            return state.log_size
+        later = state.position[:, None, :] > state.position[:, :, None]
+        causal = torch.zeros(later.shape, device=later.device).masked_fill(later, -torch.inf)[:, None]
+        total = causal if state.log_size is None else causal + state.log_size
+        # A padding token in front would see nothing at all, and a softmax over nothing is NaN: it sees itself.
+        own = torch.eye(total.shape[-1], dtype=torch.bool, device=total.device)
+        return total.masked_fill(own & (total == -torch.inf), 0.0)
+
+    @property
+    def positions(self) -> int:
+        """How many tokens it has positions for; BLIP keeps a plain parameter ``[1, T, D]`` instead of a table."""
+        table = self.root.embeddings.position_embedding
+        return int(table.weight.shape[0] if isinstance(table, nn.Embedding) else table.shape[1])
+
 
 @dataclass(frozen=True)
 class Block:
@@ -106,6 +125,28 @@ def _fused_attention(attention: Any, x: Tensor, bias: Tensor | None) -> tuple[Te
     return out, Attended(q, k, None, attention.scale, False, bias)
 
 
+class Reduced(partial):
+    """The forward of a layer that a reduction has taken over."""
+
+
+def check_free(tower: Tower) -> None:
+    """Raises `BadInput` where a reduction is attached already: two would take each other's tokens."""
+    if any(isinstance(layer.__dict__.get("forward"), Reduced) for layer in tower.layers):
+        raise BadInput(
+            f"another reduction is attached to the {tower.name} tower", where="attach", fix="Call its detach() first"
+        )
+
+
+def check_finite(name: str, tokens: Tensor) -> None:
+    """Raises `BadInput` for NaN or infinite values in what a tower's layers begin with: they would match nothing."""
+    if not bool(torch.isfinite(tokens.sum(dtype=torch.float32))):
+        raise BadInput(
+            f"NaN or infinite values in what the {name} tower is given",
+            where="CrossGET",
+            fix="Look for them in the pictures, or in the weights",
+        )
+
+
 def block_of(layer: Any) -> Block:
     """The parts of a pre-norm vision or text block.
 
@@ -131,7 +172,7 @@ def towers_of(model: Any) -> dict[str, Tower]:
 
     Raises:
         UnknownName: another architecture; the message names those that work.
-        BadInput: a LLaVA that reads several vision layers at once.
+        BadInput: a LLaVA that reads several vision layers at once, or one that it does not have.
     """
     if not hasattr(model, "config"):
         inside = first_module(model)
@@ -156,6 +197,12 @@ def towers_of(model: Any) -> dict[str, Tower]:
 
 
 def _vision(root: Any, project: nn.Module | None) -> Tower:
+    if not hasattr(getattr(root, "encoder", None), "layers") or not hasattr(root, "post_layernorm"):
+        raise UnknownName(
+            f"no token reduction for the vision tower {type(root).__name__}",
+            where="CrossGET.attach",
+            fix="It works on those of CLIP, SigLIP and BLIP",
+        )
     layers = list(root.encoder.layers)
     has_class = hasattr(root.embeddings, "class_embedding")
     return Tower(
@@ -200,6 +247,12 @@ def _llava(model: Any) -> dict[str, Tower]:
     root = inner.vision_tower
     tower = _vision(getattr(root, "vision_model", root), inner.multi_modal_projector)
     used = read if read >= 0 else len(tower.layers) + 1 + read
+    if not 1 <= used <= len(tower.layers):
+        raise BadInput(
+            f"reads the vision layer {read} of {len(tower.layers)}",
+            where="CrossGET.attach",
+            fix=f"Set config.vision_feature_layer to -{len(tower.layers)} to -1, or 1 to {len(tower.layers)}",
+        )
     image = Tower(
         "image", tower.root, tower.layers, tower.width, tower.pooled, None, tower.project, used=used, spread=False
     )

@@ -30,8 +30,10 @@ def fast_v(tokens: int, layers: int, patches: int, *, layer: int = 2) -> VisionD
         layer: before which layer; 2 in the paper.
 
     Raises:
-        BadInput: so few tokens that the layers before the cut alone use up the budget.
+        BadInput: a layer outside the model, or so few tokens that the layers before the cut alone use up the budget.
     """
+    if not 1 <= layer < layers:
+        raise BadInput(f"layer {layer} of {layers}", where="fast_v", fix=f"Take a layer from 1 to {layers - 1}")
     left = round((tokens * layers - patches * layer) / (layers - layer))
     if left < 1:
         raise BadInput(
@@ -50,7 +52,12 @@ def pyramid_drop(layers: int, patches: int, *, ratio: float = 0.5, cuts: Sequenc
         patches: visual tokens of a picture.
         ratio: share that stays; 0.5 in the paper.
         cuts: before which layers; default three equal cuts.
+
+    Raises:
+        BadInput: a share outside (0, 1).
     """
+    if not 0 < ratio < 1:
+        raise BadInput(f"ratio={ratio}", where="pyramid_drop", fix="Take a share between 0 and 1")
     cuts = even_cuts(layers) if cuts is None else list(cuts)
     stages = [Stage(cut, max(1, round(patches * ratio ** (at + 1)))) for at, cut in enumerate(cuts)]
     return VisionDrop(stages=stages, scorer="text", keep_class=False)

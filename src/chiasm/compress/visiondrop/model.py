@@ -76,6 +76,8 @@ class Parts:
 
     def prefill_flops(self, left: Sequence[int], text: int, images: int) -> tuple[int, int]:
         """FLOPs of the language model whole, and with ``left`` visual tokens a picture in each layer (scoring included)."""
+        if text < 0 or images < 0:
+            raise BadInput(f"{text} words and {images} pictures", where="VisionDrop.flops", fix="Give numbers from 0")
         width, inner = self.language.config.hidden_size, self.language.config.intermediate_size
         counts = [text + images * m for m in left]
         whole = [text + images * self.patches] * len(left)
@@ -102,11 +104,15 @@ def parts_of(model: Any) -> Parts:
         raise UnknownName(
             f"no visual tokens to drop in the architecture {kind!r} ({type(model).__name__})",
             where="VisionDrop.attach",
-            fix=f"It works on {', '.join(SUPPORTED)} models of transformers, with any vision encoder and language model",
+            fix=f"It works on {', '.join(SUPPORTED)} models of transformers, with CLIP- or SigLIP-like vision encoders",
         )
     read = model.config.vision_feature_layer
     if not isinstance(read, int):
-        raise BadInput(f"reads the vision layers {list(read)} at once", where="VisionDrop.attach")
+        raise BadInput(
+            f"reads the vision layers {list(read)} at once",
+            where="VisionDrop.attach",
+            fix="Set config.vision_feature_layer to one layer",
+        )
     tower, language = inner.vision_tower, inner.language_model
     if not hasattr(language, "layers") or not hasattr(language, "rotary_emb"):
         raise UnknownName(
@@ -122,6 +128,12 @@ def parts_of(model: Any) -> Parts:
             fix="Load it with attn_implementation='sdpa' or 'eager'",
         )
     root = getattr(tower, "vision_model", tower)
+    if not hasattr(getattr(root, "encoder", None), "layers") or not hasattr(root.embeddings, "position_embedding"):
+        raise UnknownName(
+            f"no supported layers in the vision encoder {type(root).__name__}",
+            where="VisionDrop.attach",
+            fix="It works with CLIP- or SigLIP-like vision encoders",
+        )
     has_class = hasattr(root.embeddings, "class_embedding")
     strategy = model.config.vision_feature_select_strategy
     if (strategy == "default") != has_class:
@@ -133,7 +145,11 @@ def parts_of(model: Any) -> Parts:
     layers = list(root.encoder.layers)
     at = read - 1 if read >= 0 else len(layers) + read
     if not 0 <= at < len(layers):
-        raise BadInput(f"vision_feature_layer={read} of {len(layers)} layers", where="VisionDrop.attach")
+        raise BadInput(
+            f"vision_feature_layer={read} of {len(layers)} layers",
+            where="VisionDrop.attach",
+            fix=f"Set it to -{len(layers)} to -1, or 1 to {len(layers)}",
+        )
     patches = int(root.embeddings.position_embedding.weight.shape[0]) - int(has_class)
     return Parts(
         model,
@@ -164,6 +180,36 @@ def pixels_in(pixels: Tensor) -> int:
     if pixels.ndim != 4:
         raise BadInput(f"pixel_values of shape {tuple(pixels.shape)}", where="VisionDrop", fix="Give [I, 3, H, W]")
     return len(pixels)
+
+
+def valid_tokens(mask: Tensor | None, ids: Tensor) -> Tensor:
+    """bool ``[B, T]``, False at padding.
+
+    Raises:
+        BadInput: a mask of another shape than the ids.
+    """
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.shape != ids.shape:
+        raise BadInput(
+            f"a mask {tuple(mask.shape)} for ids {tuple(ids.shape)}",
+            where="VisionDrop",
+            fix="Give a mask [B, T], and use a dynamic cache, not a static one",
+        )
+    return mask.bool()
+
+
+def image_tokens(encoded: Any) -> Tensor:
+    """The image tokens ``[I, M, D]`` that the projector gave.
+
+    Raises:
+        BadInput: NaN or infinite values.
+    """
+    found = encoded.pooler_output
+    found = found if torch.is_tensor(found) else torch.stack(list(found))
+    if not bool(torch.isfinite(found).all()):
+        raise BadInput("image tokens hold NaN or infinite values", where="VisionDrop", fix="Look at pixel_values")
+    return found
 
 
 def refuse_labels(_outer: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:

@@ -54,17 +54,20 @@ def misalignment(
         **options: further arguments of `VisionDrop`, for example ``correction``.
 
     Raises:
-        BadInput: ``keep`` outside 1..M.
+        BadInput: ``keep`` outside 1..M, a layer that the model does not have, or inputs without a picture.
     """
     patches = parts_of(model).patches
     if not 1 <= keep <= patches:
-        raise BadInput(f"keep={keep} of {patches} patches", where="misalignment")
+        raise BadInput(f"keep={keep} of {patches} patches", where="misalignment", fix=f"Take 1 to {patches}")
     pruner = VisionDrop(stages=[Stage(layer, patches)], scorer=scorer, record=True, **options).attach(model)
     try:
         model(**inputs)
-        scores = pruner.cuts_made[-1].scores
+        made = pruner.cuts_made
     finally:
         pruner.detach()
+    if not made:
+        raise BadInput("no picture in the inputs", where="misalignment", fix="Give pixel_values and input_ids")
+    scores = made[-1].scores
     kept = choose(scores, keep)
     side = round(patches**0.5)
     ranks = scores.argsort(dim=1, stable=True).argsort(dim=1).float()

@@ -11,7 +11,6 @@ Nothing is trained and the question is not looked at, so a pruned picture in the
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections.abc import Sequence as Listing
@@ -22,10 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.blocks.attention import AttentionTap, queries_and_keys
-from chiasm.compress.visiondrop.model import Parts, called_with, parts_of, pixels_in, refuse_labels
+from chiasm.compress.visiondrop.model import (
+    Parts,
+    called_with,
+    image_tokens,
+    parts_of,
+    pixels_in,
+    refuse_labels,
+    valid_tokens,
+)
 from chiasm.compress.visiondrop.schedule import Stage, check_stages, schedule, tokens_by_layer
 from chiasm.compress.visiondrop.scores import CORRECTIONS, SCORERS, Correction, Scorer, select
-from chiasm.compress.visiondrop.sequence import Cut, Memory, Positions, Run, Segment, Sequence
+from chiasm.compress.visiondrop.sequence import Cut, Memory, Positions, Run, Segment, Sequence, copied
 from chiasm.errors import BadInput, unknown_name
 
 
@@ -79,7 +86,7 @@ class VisionDrop(nn.Module):
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
-        if stages is None and tokens < 1:
+        if stages is None and not tokens >= 1:
             raise BadInput(f"a budget of {tokens} tokens", where="VisionDrop", fix="Keep at least one")
         if stages is not None:
             layers = [0 if stage.layer is None else stage.layer for stage in stages]
@@ -114,11 +121,13 @@ class VisionDrop(nn.Module):
 
         Raises:
             UnknownName: an architecture that is not supported; the message names those that are.
-            BadInput: already attached, a budget above the model's tokens, or stages outside its layers.
+            BadInput: already attached, or another one is; a budget above the model's tokens, or stages outside its layers.
         """
         if self._parts is not None:
             raise BadInput("is attached already", where="VisionDrop", fix="Call detach() first")
         parts = parts_of(model)
+        if any(isinstance(getattr(h, "__self__", None), VisionDrop) for h in parts.inner._forward_pre_hooks.values()):
+            raise BadInput("another one is attached to this model", where="VisionDrop", fix="Call its detach() first")
         layers = len(parts.layers)
         if self.given is None:
             self.stages = schedule(self.tokens, layers, self.cuts, encoder=self.encoder, available=parts.patches)
@@ -176,12 +185,16 @@ class VisionDrop(nn.Module):
     def _prompt(self, given: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, encoded: Any) -> dict[str, Any]:
         parts = self._model
         images = len(encoded.pooler_output) if pixels is None else pixels_in(pixels)
+        if not images:  # transformers cannot divide pruned image tokens among the copies of a prompt
+            raise BadInput(
+                "cannot generate several sequences of one prompt",
+                where="VisionDrop",
+                fix="Use num_beams=1 and num_return_sequences=1; for several samples repeat the prompt and its picture",
+            )
         ids, rows, columns = parts.places(ids, images)
         batch, length = ids.shape
         mask, position = given.get("attention_mask"), given.get("position_ids")
-        if mask is not None and mask.ndim != 2:
-            raise BadInput("needs a mask [B, T]", where="VisionDrop", fix="Use a dynamic cache, not a static one")
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        valid = valid_tokens(mask, ids)
         places = torch.arange(length, device=ids.device).expand(batch, -1)
         position = places if position is None else position.expand(batch, -1)
         grid = torch.arange(parts.patches, device=ids.device).expand(images, -1)
@@ -192,8 +205,7 @@ class VisionDrop(nn.Module):
             encoded = parts.inner.get_image_features(
                 pixel_values=pixels, **{name: given[name] for name in own if name in given}
             )
-        features = encoded.pooler_output
-        features = features if torch.is_tensor(features) else torch.stack(list(features))
+        features = image_tokens(encoded)
         source, cut = getattr(self._local, "encoded", (None, None))
         if cut is not None:
             run.cuts.append(cut)
@@ -201,7 +213,6 @@ class VisionDrop(nn.Module):
         features = features.to(hidden.dtype)
         stage = self.stages[0]
         if source is not None and features.shape[1] == source.shape[1]:
-            source = source.repeat_interleave(images // len(source), dim=0)  # beams share a picture
             hidden, run.sequence = sequence.shrink(hidden, features, source, stage.contextual, self.positions)
         else:
             hidden = hidden.clone()
@@ -361,10 +372,16 @@ class VisionDrop(nn.Module):
         return list(getattr(self._local, "cuts", []))
 
     def cut(self, values: Tensor, fill: int = -100) -> Tensor:
-        """Labels (or any ``[B, T]`` values of the prompt as given) of the positions that the last prompt's logits have."""
+        """Labels (or any ``[B, T]`` values of the prompt as given) of the positions that the last prompt's logits have.
+
+        Raises:
+            BadInput: no prompt has been read, or values of another shape than its ids.
+        """
         sequence = getattr(self._local, "sequence", None)
         if sequence is None:
-            raise BadInput("no prompt with a picture has been read", where="VisionDrop.cut")
+            raise BadInput(
+                "no prompt with a picture has been read", where="VisionDrop.cut", fix="Call the attached model first"
+            )
         return sequence.cut(values, fill)
 
     def fork(self, cache: Any, *, drop_last: int = 0) -> Any:
@@ -377,10 +394,14 @@ class VisionDrop(nn.Module):
         Raises:
             BadInput: a cache that is not this pruner's, or more tokens than follow the last picture.
         """
-        memory = self._memories.get(cache)
+        memory = next((kept for known, kept in self._memories.items() if known is cache), None)
         if memory is None:
-            raise BadInput("the cache was not filled with this pruner attached", where="VisionDrop.fork")
-        twin = copy.deepcopy(cache)
+            raise BadInput(
+                "the cache was not filled with this pruner attached",
+                where="VisionDrop.fork",
+                fix="Give past_key_values of a prompt that the attached model read with use_cache=True",
+            )
+        twin = copied(cache)
         self._memories[twin] = memory.forget(twin, drop_last)
         return twin
 
@@ -394,5 +415,8 @@ class VisionDrop(nn.Module):
         Args:
             text: tokens of the prompt that are not visual.
             images: pictures in it.
+
+        Raises:
+            BadInput: not attached, or negative numbers.
         """
         return self._model.prefill_flops(self.visual_tokens(), text, images)

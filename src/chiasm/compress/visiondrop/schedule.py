@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from scipy.optimize import brentq
 
@@ -31,11 +32,12 @@ class Stage:
     contextual: int = 0
 
     def __post_init__(self) -> None:
-        if self.dominant < 0 or self.contextual < 0 or self.count < 1:
+        whole = isinstance(self.dominant, Integral) and isinstance(self.contextual, Integral)
+        if not whole or self.dominant < 0 or self.contextual < 0 or self.count < 1:
             raise BadInput(
                 f"{self.dominant} dominant and {self.contextual} contextual tokens",
                 where="Stage",
-                fix="A stage must leave at least one token",
+                fix="A stage must leave at least one token, and whole ones",
             )
         if self.layer is not None and self.layer < 1:
             raise BadInput(f"layer {self.layer}", where="Stage", fix="Use layer=None for the reduction in the encoder")
@@ -80,8 +82,10 @@ def schedule(
             row has the mean T.
     """
     cuts = even_cuts(layers) if cuts is None else list(cuts)
-    if tokens < 1:
+    if not tokens >= 1:
         raise BadInput(f"a budget of {tokens} tokens", where="schedule", fix="Keep at least one")
+    if layers < 1:
+        raise BadInput(f"{layers} layers", where="schedule", fix="Give the number of the language model's layers")
     if available is not None and tokens > available:
         raise BadInput(
             f"a budget of {tokens} tokens, but a picture has {available}",
@@ -114,7 +118,7 @@ def _ratio(shares: Sequence[float], encoder: float) -> float:
 
     if len(shares) == 1:
         return 1.0
-    if excess(0.0) >= 0 or excess(1.0) < -1e-9:
+    if not excess(0.0) < 0 or not excess(1.0) >= -1e-9:
         raise BadInput(
             f"encoder={encoder} has no falling row of this mean for segments of {[round(s, 3) for s in shares]} of the layers",
             where="schedule",
@@ -144,7 +148,11 @@ def check_stages(stages: Sequence[Stage], layers: int, patches: int) -> None:
     left = patches
     for stage in stages:
         if stage.layer is not None and stage.layer >= layers:
-            raise BadInput(f"a stage before layer {stage.layer} of {layers}", where="VisionDrop.attach")
+            raise BadInput(
+                f"a stage before layer {stage.layer} of {layers}",
+                where="VisionDrop.attach",
+                fix=f"Take layers from 1 to {layers - 1}, or None for the encoder",
+            )
         if stage.count > left:
             raise BadInput(
                 f"a stage of {stage.count} tokens where {left} are left",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,7 +104,16 @@ class Sequence:
         """What belongs to each token that is left, out of ``values`` ``[B, T0]`` for the prompt as given (labels, ids).
 
         Contextual tokens and fillers get ``fill``.
+
+        Raises:
+            BadInput: values of another number of items, or too few of each.
         """
+        if values.ndim != 2 or len(values) != len(self.origin) or int(self.origin.amax()) >= values.shape[1]:
+            raise BadInput(
+                f"values {tuple(values.shape)} for a prompt of {len(self.origin)} items",
+                where="VisionDrop.cut",
+                fix="Give one value a token of the prompt as it was given, [B, T]",
+            )
         return values.gather(1, self.origin.clamp_min(0)).masked_fill(self.origin < 0, fill)
 
 
@@ -186,6 +196,12 @@ class Memory:
         gone = max(0, count - past)
         segments = [Segment(s.layer, s.valid[:, : s.valid.shape[1] - gone], s.dropped) for s in self.segments]
         return Memory(self.length - gone, self.following - gone, segments)
+
+
+def copied(cache: Any) -> Any:
+    """A copy of a cache without the graph that its tensors belong to where no `torch.no_grad` was open."""
+    states = [x for layer in cache.layers for x in (layer.keys, layer.values) if torch.is_tensor(x)]
+    return copy.deepcopy(cache, {id(x): x.detach().clone() for x in states})
 
 
 @dataclass

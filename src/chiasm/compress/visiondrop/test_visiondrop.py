@@ -324,6 +324,16 @@ def test_generate_is_greedy_reading(positions):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_several_sequences_of_one_prompt_are_refused(options):
+    model, inputs = llava(), prompt()
+    pruner = VisionDrop(tokens=8).attach(model)
+    with pytest.raises(BadInput, match="num_beams=1"):
+        model.generate(**inputs, max_new_tokens=2, eos_token_id=None, pad_token_id=0, **options)
+    pruner.detach()
+    model.generate(**inputs, max_new_tokens=2, eos_token_id=None, pad_token_id=0, **options)
+
+
 def test_one_pruned_picture_answers_several_questions():
     """Visual scores do not look at the question, so a forked cache gives what the whole prompt gives."""
     model = llava()
@@ -479,3 +489,60 @@ def test_identical_tokens_double():
     x = torch.ones(1, 5, 3)
     assert torch.equal(contextual(x, x, 1, "sum")[0], 2 * torch.ones(1, 1, 3))
     assert torch.equal(contextual(x, x, 1, "mean")[0], torch.ones(1, 1, 3))
+
+
+def test_two_pruners_do_not_share_a_model():
+    model = llava()
+    pruner = VisionDrop(stages=STAGES).attach(model)
+    with pytest.raises(BadInput, match="another one"):
+        VisionDrop(4).attach(model)
+    with pytest.raises(BadInput, match="another one"):
+        misalignment(model, prompt(), 1, 4)
+    pruner.detach()
+    assert not any(layer._forward_pre_hooks for layer in model.model.language_model.layers)
+
+
+def test_a_cache_with_a_graph_can_be_forked():
+    model, inputs = llava(), prompt()
+    pruner = VisionDrop(stages=STAGES).attach(model)
+    cache = model(**inputs, use_cache=True).past_key_values
+    twin = pruner.fork(cache)
+    assert torch.equal(twin.layers[0].keys, cache.layers[0].keys)
+    assert not twin.layers[0].keys.requires_grad
+    with pytest.raises(BadInput, match="use_cache"):
+        pruner.fork(3)
+
+
+@torch.no_grad()
+def test_calls_that_do_not_fit_the_prompt():
+    model, inputs = llava(), prompt()
+    pruner = VisionDrop(stages=STAGES).attach(model)
+    for name, wrong in (
+        ("attention_mask", inputs["attention_mask"][:, 1:]),
+        ("attention_mask", inputs["attention_mask"][:1]),
+        ("pixel_values", inputs["pixel_values"] * float("nan")),
+    ):
+        with pytest.raises(BadInput):
+            model(**{**inputs, name: wrong})
+    model(**inputs)
+    for values in (inputs["input_ids"][:, :3], inputs["input_ids"][:1], inputs["input_ids"][0]):
+        with pytest.raises(BadInput, match="given"):
+            pruner.cut(values)
+    with pytest.raises(BadInput):
+        pruner.flops(-1)
+
+
+def test_vision_encoders_and_baselines_that_do_not_work():
+    with pytest.raises(UnknownName, match="CLIP- or SigLIP-like"):
+        VisionDrop(4).attach(llava(vision="dinov2"))
+    for make in (
+        lambda: fast_v(4, 4, 16, layer=4),
+        lambda: pyramid_drop(4, 16, ratio=2),
+        lambda: Stage(None, 2.5),
+        lambda: VisionDrop(float("nan")),
+        lambda: schedule(4, 4, encoder=float("nan")),
+        lambda: schedule(4, 0),
+        lambda: misalignment(llava(), {"input_ids": torch.tensor([[1, 5]])}, 1, 4),
+    ):
+        with pytest.raises(BadInput):
+            make()

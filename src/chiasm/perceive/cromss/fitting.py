@@ -72,14 +72,18 @@ def fit(
         progress: show a bar.
 
     Raises:
-        BadInput: nothing to learn from, or a plateau without validation rows.
+        BadInput: nothing to learn from, numbers that make no training, or a plateau without validation rows.
         TrainingDiverged: a weight is no number afterwards.
         MissingExtra: ``chiasm[train]`` is not installed.
     """
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
-    if not len(rows) or epochs < 1 or batch_size < 1:
-        raise BadInput(f"{len(rows)} rows, {epochs} epochs, batches of {batch_size}", where="fit")
+    if not len(rows) or epochs < 1 or batch_size < 1 or not rate > 0 or not 0 < factor < 1:
+        raise BadInput(
+            f"{len(rows)} rows, {epochs} epochs, batches of {batch_size}, rate {rate}, factor {factor}",
+            where="fit",
+            fix="Give pictures, at least one epoch, batches of at least one, a positive rate and a factor below 1",
+        )
     if schedule == "plateau" and (validation is None or not len(validation)):
         raise BadInput("a plateau is seen on validation rows", where="fit", fix="Give some, or schedule='cosine'")
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -111,7 +115,10 @@ def fit(
         optimizers=(torch.optim.Adam(learned, lr=rate, weight_decay=weight_decay), None),
         callbacks=[Epochs()],
         progress=progress,
-        per_device_eval_batch_size=batch_size,
+        # Dropping the last batch would drop all of few validation rows as well.
+        per_device_eval_batch_size=min(batch_size, len(validation))
+        if validation is not None and evaluates
+        else batch_size,
         max_grad_norm=clip,
         # A last batch of one picture has no statistics to be normalized by where maps are a single pixel.
         dataloader_drop_last=len(rows) > batch_size and len(rows) % batch_size == 1,
@@ -170,7 +177,12 @@ def windows(
         crop: side of the window; None takes the whole picture. For validation the window in the middle.
         flip: mirror half of them up-down and half left-right.
         generator: None for validation: nothing is random.
+
+    Raises:
+        BadInput: a window without pixels.
     """
+    if crop is not None and crop < 1:
+        raise BadInput(f"crop={crop}", where="windows", fix="Give a side in pixels, or None for whole pictures")
     found = []
     for whole in size:
         side = whole if crop is None else min(crop, whole)

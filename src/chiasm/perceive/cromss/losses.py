@@ -161,6 +161,7 @@ class CromSS(nn.Module):
                 f"threshold_momentum {threshold_momentum}, consistency_weight {consistency_weight}, "
                 f"consistency_warmup {consistency_warmup}",
                 where="CromSS",
+                fix="Give a momentum from 0 to less than 1; weight and warm-up are at least 0",
             )
         kept_share(ramp(0, ramp_epochs, ramp_kind), final_share)  # refuses what is out of range now, not in training
         self.ramp_kind: Ramp = ramp_kind
@@ -267,11 +268,19 @@ class CromSS(nn.Module):
         if a.shape[1] < 2:
             raise BadInput(f"{a.shape[1]} class", where=where, fix="Give at least two classes; the rest is one of them")
         if labels.shape != (len(a), *a.shape[2:]):
-            raise BadInput(f"labels {tuple(labels.shape)} for logits {tuple(a.shape)}", where=where)
+            raise BadInput(
+                f"labels {tuple(labels.shape)} for logits {tuple(a.shape)}",
+                where=where,
+                fix="Give [B, ...], a label a pixel",
+            )
         if targets is not None and targets.shape != a.shape:
-            raise BadInput(f"targets {tuple(targets.shape)} for logits {tuple(a.shape)}", where=where)
+            raise BadInput(
+                f"targets {tuple(targets.shape)} for logits {tuple(a.shape)}",
+                where=where,
+                fix="Give shares [B, K, ...], of the logits' shape",
+            )
         if not len(a):
-            raise BadInput("an empty batch", where=where)
+            raise BadInput("an empty batch", where=where, fix="Give at least one picture")
         for side, logits in (("a", a), ("b", b)):
             if not bool(torch.isfinite(logits).all()):
                 raise TrainingDiverged(

@@ -8,7 +8,7 @@ CromSS (cromss, arXiv 2405.01217); U-Net: Ronneberger and others 2015, arXiv 150
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -44,17 +44,27 @@ class SmallEncoder(nn.Module):
 
     Attributes:
         channels: the widths, as every encoder here tells them.
+
+    Raises:
+        BadInput: no channels or widths; in the call, pictures of other channels.
     """
 
     def __init__(self, channels: int, widths: Sequence[int] = (8, 16, 32)) -> None:
         super().__init__()
-        if channels < 1 or not widths:
-            raise BadInput(f"{channels} channels, widths {tuple(widths)}", where="SmallEncoder")
+        if min((channels, *widths)) < 1 or not widths:
+            raise BadInput(
+                f"{channels} channels, widths {tuple(widths)}", where="SmallEncoder", fix="Give numbers from 1"
+            )
         self.channels = tuple(widths)
         self.levels = nn.ModuleList(_convolved(i, o) for i, o in pairwise((channels, *widths)))
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """``[B, C, H, W]`` -> one map a level, finest first: ``[B, widths[l], H / 2^l, W / 2^l]`` (rounded up)."""
+        first: Any = self.levels[0]
+        if pictures.ndim != 4 or pictures.shape[1] != first[0].in_channels:
+            raise BadInput(
+                f"pictures {tuple(pictures.shape)}", where="SmallEncoder", fix=f"Give [B, {first[0].in_channels}, H, W]"
+            )
         maps: list[Tensor] = []
         for level in self.levels:
             maps.append(level(functional.max_pool2d(maps[-1], 2, ceil_mode=True) if maps else pictures))
@@ -126,6 +136,26 @@ class UNetDecoder(nn.Module):
             x = functional.interpolate(x, doubled if skip is None else skip.shape[2:], mode="nearest")
             x = block(x if skip is None else torch.cat([x, skip], dim=1))
         return resized(self.head(x), size)
+
+
+def in_batches(module: nn.Module, run: Callable[[Tensor], Tensor], pictures: Tensor, batch_size: int) -> Tensor:
+    """``run`` of pictures ``[N, C, H, W]`` part by part, on the CPU; the module is in evaluation mode meanwhile.
+
+    Raises:
+        BadInput: batches of none, or pictures with NaN.
+    """
+    if batch_size < 1 or not bool(torch.isfinite(pictures).all()):
+        raise BadInput(
+            f"batches of {batch_size}" if batch_size < 1 else "pictures hold NaN or infinite values",
+            where=type(module).__name__,
+            fix="Take at least 1" if batch_size < 1 else "Fill them in first",
+        )
+    was_training, device = module.training, next(module.parameters()).device
+    module.eval()
+    try:
+        return torch.cat([run(part.to(device)).cpu() for part in pictures.split(batch_size)])
+    finally:
+        module.train(was_training)
 
 
 def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -221,7 +251,7 @@ class TwoSensorNet(nn.Module):
             batch_size: pictures at a time; changes nothing.
 
         Raises:
-            BadInput: no pictures, or numbers that differ.
+            BadInput: no pictures, numbers that differ, NaN, or batches of none.
         """
         given = [
             (run, torch.as_tensor(x, dtype=torch.float32))
@@ -231,11 +261,10 @@ class TwoSensorNet(nn.Module):
         if not given or any(x.ndim != 4 or x.shape[2:] != given[0][1].shape[2:] for _, x in given):
             raise BadInput("no pictures, or of different sizes", where="TwoSensorNet.shares", fix="Give [N, C, H, W]")
         if len({len(x) for _, x in given}) > 1:
-            raise BadInput("different numbers of pictures", where="TwoSensorNet.shares")
-        was_training, device = self.training, next(self.parameters()).device
-        self.eval()
-        found = [torch.cat([run(part.to(device)).softmax(1).cpu() for part in x.split(batch_size)]) for run, x in given]
-        self.train(was_training)
+            raise BadInput(
+                "different numbers of pictures", where="TwoSensorNet.shares", fix="Give both sensors of the same places"
+            )
+        found = [in_batches(self, lambda part, run=run: run(part).softmax(1), x, batch_size) for run, x in given]
         return torch.stack(found).mean(0)
 
     def predict(self, a: Any = None, b: Any = None, *, batch_size: int = 64) -> Tensor:

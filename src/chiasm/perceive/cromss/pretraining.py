@@ -67,13 +67,14 @@ def pretrain(
     """
     a, b, labels = _with_dates(a, b, labels)
     if not 0 <= validation < 1:
-        raise BadInput(f"validation {validation} is no share", where="pretrain")
+        raise BadInput(f"validation {validation} is no share", where="pretrain", fix="Give 0 to less than 1")
     objective = CromSS() if objective is None else objective
     smoothing = LabelSmoothing(labels, net.classes) if smoothing is None else smoothing
     if smoothing.labels.shape != labels.shape or smoothing.classes != net.classes:
         raise BadInput(
             f"smoothing of {smoothing.labels.shape} labels and {smoothing.classes} classes for {labels.shape} and {net.classes}",
             where="pretrain",
+            fix="Make it of the same labels and classes",
         )
     order = np.random.default_rng([seed, 60]).permutation(len(a))
     held = max(1, round(validation * len(a))) if validation and len(a) > 1 else 0
@@ -157,5 +158,5 @@ def _with_dates(a: Any, b: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np
         )
     for name, pictures in (("a", a), ("b", b)):
         if not np.isfinite(pictures).all():
-            raise BadInput("pictures hold NaN or infinite values", where=f"pretrain, {name}")
+            raise BadInput("pictures hold NaN or infinite values", where=f"pretrain, {name}", fix="Fill them in first")
     return a.astype(np.float32, copy=False), b.astype(np.float32, copy=False), labels.astype(np.int64)

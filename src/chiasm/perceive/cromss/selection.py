@@ -38,7 +38,7 @@ def ramp(epoch: float, length: float = 80, kind: Ramp = "exp") -> float:
     if kind not in ("exp", "linear", "none"):
         raise unknown_name("ramp", kind, ("exp", "linear", "none"))
     if not epoch >= 0 or not length >= 0:
-        raise BadInput(f"epoch {epoch}, length {length}", where="ramp")
+        raise BadInput(f"epoch {epoch}, length {length}", where="ramp", fix="Both are at least 0")
     if kind == "none" or epoch >= length:
         return 1.0
     done = epoch / length
@@ -56,7 +56,11 @@ def kept_share(strength: float, final: float = 0.5) -> float:
         BadInput: a share outside (0, 1], a strength outside 0 .. 1.
     """
     if not 0 < final <= 1 or not 0 <= strength <= 1:
-        raise BadInput(f"strength {strength}, final share {final}", where="kept_share")
+        raise BadInput(
+            f"strength {strength}, final share {final}",
+            where="kept_share",
+            fix="Give a strength in 0 .. 1, and a share above 0, at most 1",
+        )
     return (1 - strength) + strength * final
 
 
@@ -70,7 +74,11 @@ def entangle(first: Any, second: Any) -> tuple[Any, Any]:
         BadInput: shapes that differ.
     """
     if tuple(first.shape) != tuple(second.shape):
-        raise BadInput(f"confidences {tuple(first.shape)} and {tuple(second.shape)}", where="entangle")
+        raise BadInput(
+            f"confidences {tuple(first.shape)} and {tuple(second.shape)}",
+            where="entangle",
+            fix="Give both of one shape",
+        )
     array_namespace(first, second)  # refuses a mixture of numpy and torch
     common = first * second
     return (first + common) / 2, (second + common) / 2

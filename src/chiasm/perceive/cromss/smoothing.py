@@ -54,11 +54,12 @@ class LabelSmoothing:
     ) -> None:
         if prior not in PRIORS:
             raise unknown_name("prior", prior, PRIORS)
-        if min(prior_share, uniform_share) < 0 or prior_share + uniform_share > 1 or not sigma >= 0:
+        shares = prior_share >= 0 and uniform_share >= 0 and prior_share + uniform_share <= 1
+        if not shares or not sigma >= 0 or not truncate > 0:
             raise BadInput(
-                f"prior_share {prior_share}, uniform_share {uniform_share}, sigma {sigma}",
+                f"prior_share {prior_share}, uniform_share {uniform_share}, sigma {sigma}, truncate {truncate}",
                 where="LabelSmoothing",
-                fix="Give shares of at least 0 that sum to at most 1",
+                fix="Give shares of at least 0 that sum to at most 1, and a filter of some width",
             )
         self.labels = to_numpy(labels)
         if self.labels.ndim < 2 or not np.issubdtype(self.labels.dtype, np.integer):

@@ -597,3 +597,29 @@ def test_nets_and_training_refuse_what_does_not_fit(world):
     nothing = {"epochs": 1, "batch_size": 1, "rate": 1.0, "weight_decay": 0.0, "schedule": "constant"}
     with pytest.raises(BadInput, match="nothing to learn"):
         fit(torch.nn.Identity(), lambda rows, generator: {}, np.arange(2), **nothing)
+
+
+def test_a_failed_prediction_leaves_the_mode_and_windows_have_pixels(world):
+    net = tiny_net(world).train()
+    for make in (
+        lambda: net.shares(noise_of(2, 9, 8)),
+        lambda: net.shares(noise_of(2, 2, 8) * torch.nan),
+        lambda: net.shares(noise_of(2, 2, 8), batch_size=0),
+        lambda: pretrain(net, world.radar, world.optical, world.noisy, crop=0, epochs=1),
+        lambda: pretrain(net, world.radar, world.optical, world.noisy, rate=-1.0, epochs=1),
+        lambda: LabelSmoothing(world.noisy, world.classes, prior_share=float("nan")),
+    ):
+        with pytest.raises(BadInput):
+            make()
+        assert net.training
+
+
+def noise_of(count, channels, side):
+    return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_left_over_row_does_not_drop_the_validation(world):
+    report = pretrain(
+        tiny_net(world), world.radar[:4], world.optical[:4], world.noisy[:4], epochs=1, batch_size=2, schedule="plateau"
+    )
+    assert [entry for entry in report.history if "eval_loss" in entry]

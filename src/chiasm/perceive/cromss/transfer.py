@@ -17,6 +17,7 @@ from chiasm.measure.vectors import to_numpy
 from chiasm.perceive.cromss.fitting import FitReport, cut, fit, windows
 from chiasm.perceive.cromss.heads import make_head
 from chiasm.perceive.cromss.losses import one_hot, weighted_cross_entropy, weighted_dice
+from chiasm.perceive.cromss.networks import in_batches
 
 
 class Segmenter(nn.Module):
@@ -65,15 +66,14 @@ class Segmenter(nn.Module):
         Args:
             pictures: ``[N, C, H, W]``, array or tensor.
             batch_size: pictures at a time; changes nothing.
+
+        Raises:
+            BadInput: pictures of another shape, with NaN, or batches of none.
         """
         given = torch.as_tensor(pictures, dtype=torch.float32)
         if given.ndim != 4:
             raise BadInput(f"pictures {tuple(given.shape)}", where="Segmenter.predict", fix="Give [N, C, H, W]")
-        was_training, device = self.training, next(self.parameters()).device
-        self.eval()
-        found = torch.cat([self(part.to(device)).argmax(1).cpu() for part in given.split(batch_size)])
-        self.train(was_training)
-        return found
+        return in_batches(self, lambda part: self(part).argmax(1), given, batch_size)
 
 
 def transfer(
@@ -124,9 +124,13 @@ def transfer(
             fix="Give [N, C, H, W] and class numbers [N, H, W]",
         )
     if labels.max(initial=0) >= classes:
-        raise BadInput(f"label {labels.max()} for {classes} classes", where="transfer", fix=f"Give 0 to {classes - 1}")
+        raise BadInput(
+            f"label {labels.max(initial=0)} for {classes} classes",
+            where="transfer",
+            fix=f"Give 0 to {max(classes, 2) - 1}, and -1 for ignored pixels",
+        )
     if not np.isfinite(pictures).all():
-        raise BadInput("pictures hold NaN or infinite values", where="transfer")
+        raise BadInput("pictures hold NaN or infinite values", where="transfer", fix="Fill them in first")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = Segmenter(encoder, classes, head=head, frozen=frozen)

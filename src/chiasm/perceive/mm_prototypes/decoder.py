@@ -49,7 +49,9 @@ def reduce_similarities(similarities: Tensor, mask: Tensor | None = None) -> Red
         mask = torch.ones(similarities.shape[:-1], dtype=torch.bool, device=similarities.device)
     if mask.shape != similarities.shape[:-1]:
         raise BadInput(
-            f"a mask {tuple(mask.shape)} for similarities {tuple(similarities.shape)}", where="reduce_similarities"
+            f"a mask {tuple(mask.shape)} for similarities {tuple(similarities.shape)}",
+            where="reduce_similarities",
+            fix="Give bool [..., n]",
         )
     none = ~mask.any(dim=-1, keepdim=True)
     # A class without prototypes looks at everything first, and its result is dropped: no NaN, in the gradient neither.
@@ -87,8 +89,12 @@ class ElasticDecoder(nn.Module):
         use: tuple[str, ...] = CHANNELS,
     ) -> None:
         super().__init__()
-        if width < 1 or channels < 1 or temperature <= 0:
-            raise BadInput(f"width={width}, channels={channels}, temperature={temperature}", where="ElasticDecoder")
+        if width < 1 or channels < 1 or not temperature > 0:
+            raise BadInput(
+                f"width={width}, channels={channels}, temperature={temperature}",
+                where="ElasticDecoder",
+                fix="Give sizes from 1 and a positive temperature",
+            )
         if not use or set(use) - set(CHANNELS):
             raise BadInput(f"use={use}", where="ElasticDecoder", fix=f"Give some of {', '.join(CHANNELS)}")
         self.temperature = temperature
@@ -143,7 +149,11 @@ class ElasticDecoder(nn.Module):
             mask = torch.ones(prototypes.shape[:3], dtype=torch.bool, device=prototypes.device)
         size = prototypes.shape[1] if chunk is None else chunk
         if size < 1:
-            raise BadInput(f"chunk={chunk}, {prototypes.shape[1]} classes", where="ElasticDecoder")
+            raise BadInput(
+                f"chunk={chunk}, {prototypes.shape[1]} classes",
+                where="ElasticDecoder",
+                fix="Decode at least one class at a time",
+            )
         reduced = self.reduce_features(features)
         parts = [
             self._decode(features, reduced, some, there)
@@ -159,7 +169,7 @@ class ElasticDecoder(nn.Module):
         # The weights sum to 1, so projecting before mixing is the same as after, and cheaper.
         mixed = self.reduce_prototypes(prototypes).transpose(2, 3) @ found.weights
         maps = torch.cat([reduced.flatten(2)[:, None].expand(-1, classes, -1, -1), mixed, channels], dim=2)
-        x = maps.reshape(count * classes, -1, height, wide)
+        x = maps.reshape(count * classes, maps.shape[2], height, wide)
         x = self.blocks[1](self.blocks[0](x))
         x = self.blocks[2](functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
         logits = functional.interpolate(self.out(x), scale_factor=2, mode="bilinear", align_corners=False)

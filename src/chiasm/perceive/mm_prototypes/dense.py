@@ -245,5 +245,12 @@ def run_trainer(
 
 
 def labels_tensor(labels: np.ndarray | Tensor) -> Tensor:
-    """Labels of any integer kind as int64."""
-    return (labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))).long()
+    """Labels of any integer kind as int64.
+
+    Raises:
+        BadInput: labels that are no whole numbers.
+    """
+    found = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    if found.is_floating_point():
+        raise BadInput(f"labels of type {found.dtype}", where="labels", fix="Give class numbers")
+    return found.long()

@@ -83,7 +83,11 @@ class SupportBank:
         entries = (area >= least).nonzero().tolist()
         missing = sorted(set(named) - {named[place] for _, place in entries})
         if missing:
-            raise BadInput(f"no picture shows class {missing[0]} on at least {least:g} cells", where="SupportBank")
+            raise BadInput(
+                f"no picture shows class {missing[0]} on at least {least:g} cells",
+                where="SupportBank",
+                fix="Leave the class out, or take a smaller `least`",
+            )
         made = [
             visual_prototypes(features[row], cover[row, place], regions, rule=rule, feature_weight=feature_weight)
             for row, place in entries
@@ -110,7 +114,11 @@ class SupportBank:
         """
         found = np.flatnonzero((self.owner == owner) & (self.picture != without))
         if len(found) < shots:
-            raise BadInput(f"class {owner} has {len(found)} other pictures, {shots} are wanted", where="SupportBank")
+            raise BadInput(
+                f"class {owner} has {len(found)} other pictures, {shots} are wanted",
+                where="SupportBank",
+                fix="Take fewer shots",
+            )
         return rng.choice(found, shots, replace=False)
 
 
@@ -151,6 +159,12 @@ class Episodes(torch.utils.data.Dataset):
         unlabelled: Sequence[int] = (),
     ) -> None:
         self.features, self.labels = features, labels_tensor(labels)
+        if len(self.features) != len(self.labels) or int(bank.picture.max(initial=-1)) >= len(self.labels):
+            raise BadInput(
+                f"{len(self.features)} features, {len(self.labels)} labels, supports from {bank.picture.max(initial=-1) + 1}",
+                where="Episodes",
+                fix="Give features, labels and bank of the same pictures",
+            )
         self.classes = sorted({int(c) for c in bank.owner})
         if not 1 <= ways <= len(self.classes) or shots < 0 or length < 1 or (not shots and texts is None):
             raise BadInput(
@@ -166,10 +180,15 @@ class Episodes(torch.utils.data.Dataset):
             raise BadInput(
                 f"class {scarce} is in {counts[scarce]} pictures, {shots + 1} are needed (one is the query)",
                 where="Episodes",
+                fix="Take fewer shots, or leave the class out",
             )
         unknown = [c for c in self.classes if texts is not None and c not in texts]
         if unknown:
-            raise BadInput(f"class {unknown[0]} has no words", where="Episodes")
+            raise BadInput(
+                f"class {unknown[0]} has no words",
+                where="Episodes",
+                fix="Give texts of every class in the bank, or none",
+            )
         self.bank, self.texts, self.ways, self.shots = bank, texts, ways, shots
         self.length, self.seed, self.averaged, self.unlabelled = length, seed, averaged, sorted(unlabelled)
 
@@ -305,6 +324,7 @@ def fit(
         One dict a logged step: ``step``, ``loss``.
 
     Raises:
+        BadInput: epochs, a batch size or a rate that are not above 0.
         TrainingDiverged: the loss is no number any more.
         MissingExtra: ``chiasm[train]`` is not installed.
     """
@@ -314,6 +334,10 @@ def fit(
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             model.on_progress(state.global_step, state.max_steps)
 
+    if not epochs > 0 or batch_size < 1 or not rate > 0:
+        raise BadInput(
+            f"epochs={epochs}, batch_size={batch_size}, rate={rate}", where="fit", fix="Give numbers above 0"
+        )
     was_training = model.training
     history = run_trainer(
         _Learner(model),

@@ -51,12 +51,27 @@ class Clues:
         for name, size in (("text", 4), ("visual", 4), ("background", 3)):
             value, mask = getattr(self, name), getattr(self, f"{name}_mask")
             if value is not None and value.ndim != size:
-                raise BadInput(f"{name} has shape {tuple(value.shape)}, expected {size} axes", where="Clues")
+                raise BadInput(
+                    f"{name} has shape {tuple(value.shape)}, expected {size} axes",
+                    where="Clues",
+                    fix="See the shapes that `Clues` lists",
+                )
             if value is not None and mask is not None and mask.shape != value.shape[:-1]:
-                raise BadInput(f"a mask {tuple(mask.shape)} for {name} {tuple(value.shape)}", where="Clues")
+                raise BadInput(
+                    f"a mask {tuple(mask.shape)} for {name} {tuple(value.shape)}",
+                    where="Clues",
+                    fix="Give one bool a prototype",
+                )
         shapes = {tuple(value.shape[:2]) for value in (self.text, self.visual) if value is not None}
         if len(shapes) > 1:
-            raise BadInput(f"text and visual speak of {sorted(shapes)} pictures and classes", where="Clues")
+            raise BadInput(
+                f"text and visual speak of {sorted(shapes)} pictures and classes",
+                where="Clues",
+                fix="Give both of the same, with masks where one is missing",
+            )
+        batches = {len(value) for value in (self.text, self.visual, self.background) if value is not None}
+        if len(batches) > 1:
+            raise BadInput(f"clues of {sorted(batches)} pictures", where="Clues", fix="Give all of the same B pictures")
 
     @property
     def classes(self) -> int:
@@ -119,15 +134,20 @@ class MultiModalPrototypes(nn.Module):
             raise BadInput(
                 f"features={features}, text={text}, width={width}, background={background}, layers={layers}",
                 where="MultiModalPrototypes",
+                fix="Give sizes from 1, and 0 layers or more",
             )
-        if min(drop_visual, drop_text) < 0 or drop_visual + drop_text > 1:
+        if not (drop_visual >= 0 and drop_text >= 0 and drop_visual + drop_text <= 1):
             raise BadInput(
                 f"drop_visual={drop_visual}, drop_text={drop_text}",
                 where="MultiModalPrototypes",
                 fix="They are shares of the episodes; together at most 1",
             )
-        if not 0 <= warmup <= 1 or min(dice, separation) < 0:
-            raise BadInput(f"warmup={warmup}, dice={dice}, separation={separation}", where="MultiModalPrototypes")
+        if not (0 <= warmup <= 1 and dice >= 0 and separation >= 0):
+            raise BadInput(
+                f"warmup={warmup}, dice={dice}, separation={separation}",
+                where="MultiModalPrototypes",
+                fix="Give a share as warm-up, and weights of at least 0",
+            )
         self.config = {
             "features": features,
             "text": text,
@@ -217,15 +237,13 @@ class MultiModalPrototypes(nn.Module):
         chunk: int | None = None,
     ) -> Tensor:
         """The same from prototypes ``[B or 1, K, n, D]`` and background prototypes ``[B or 1, G, D]``."""
-        if features.ndim != 4 or features.shape[1] != self.visual_projection.in_features:
-            raise BadInput(
-                f"features {tuple(features.shape)}, expected [B, {self.visual_projection.in_features}, H, W]",
-                where="MultiModalPrototypes",
-            )
-        count = len(features)
+        seen, count = self.seen(features), len(features)
         if len(prototypes) not in (1, count):
-            raise BadInput(f"clues of {len(prototypes)} pictures for {count} pictures", where="MultiModalPrototypes")
-        seen = self.seen(features)
+            raise BadInput(
+                f"clues of {len(prototypes)} pictures for {count} pictures",
+                where="MultiModalPrototypes",
+                fix="Give clues of each picture, or of one for all",
+            )
         prototypes, mask = prototypes.expand(count, -1, -1, -1), mask.expand(count, -1, -1)
         background, there = background.expand(count, -1, -1)[:, None], background_mask.expand(count, -1)[:, None]
         ground = self.decoder(seen, background, there)
@@ -248,9 +266,11 @@ class MultiModalPrototypes(nn.Module):
             BadInput: shapes or labels that do not fit.
         """
         classes = clues.classes
-        if labels.ndim != 3 or len(labels) != len(features):
+        if labels.ndim != 3 or labels.is_floating_point() or len(labels) != len(features):
             raise BadInput(
-                f"labels {tuple(labels.shape)} for {len(features)} pictures", where="losses", fix="Give [B, h, w]"
+                f"labels {tuple(labels.shape)} of type {labels.dtype} for {len(features)} pictures",
+                where="losses",
+                fix="Give class numbers [B, h, w]",
             )
         known = labels[labels != IGNORE]
         if known.numel() and (int(known.min()) < 0 or int(known.max()) > classes):
@@ -258,6 +278,12 @@ class MultiModalPrototypes(nn.Module):
                 f"labels from {int(known.min())} to {int(known.max())} for {classes} classes",
                 where="losses",
                 fix="Give 0 for background, 1..K, and 255 for pixels that do not count",
+            )
+        if class_ids is not None and class_ids.shape != (len(features), classes):
+            raise BadInput(
+                f"class_ids {tuple(class_ids.shape)} of {len(features)} pictures and {classes} classes",
+                where="losses",
+                fix="Give [B, K]",
             )
         clues = self._dropped(clues)
         prototypes, mask = self.prototypes(clues)
@@ -298,7 +324,18 @@ class MultiModalPrototypes(nn.Module):
         self.get_buffer("progress").fill_(step / max(1, steps))
 
     def seen(self, features: Tensor) -> Tensor:
-        """Features in the common space, of length sqrt(D) like the prototypes: ``[B, D, H, W]``."""
+        """Features in the common space, of length sqrt(D) like the prototypes: ``[B, D, H, W]``.
+
+        Raises:
+            BadInput: features of another shape than ``[B, F, H, W]``.
+        """
+        size = self.visual_projection.in_features
+        if features.ndim != 4 or features.shape[1] != size:
+            raise BadInput(
+                f"features {tuple(features.shape)}, expected [B, {size}, H, W]",
+                where="MultiModalPrototypes",
+                fix="Give those of the encoder that the model was made for",
+            )
         found = self.visual_projection(features.movedim(1, -1)).movedim(-1, 1)
         return functional.normalize(found, dim=1) * found.shape[1] ** 0.5
 
@@ -311,6 +348,7 @@ class MultiModalPrototypes(nn.Module):
             raise BadInput(
                 f"{name} clues have {value.shape[-1]} numbers, expected {projection.in_features}",
                 where="MultiModalPrototypes",
+                fix="Give vectors of the encoders that the model was made for",
             )
         return functional.normalize(projection(value), dim=-1) * width**0.5
 

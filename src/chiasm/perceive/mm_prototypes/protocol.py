@@ -59,9 +59,17 @@ def evaluate(
 
     Raises:
         UnknownName: clues of another kind.
-        BadInput: too few supports.
+        BadInput: too few supports, no picture, no class, or one without supports or words.
     """
     _check(clues)
+    unknown = set(classes) - set(texts) if texts else set()
+    unknown |= set(classes) - {int(c) for c in bank.owner} if shots else set()
+    if not len(classes) or unknown or not len(features) or batch < 1:
+        raise BadInput(
+            f"classes {list(classes)}, of which {sorted(unknown)} are unknown, {len(features)} pictures, batches of {batch}",
+            where="evaluate",
+            fix="Give at least one picture, and classes that have supports and words",
+        )
     queries = Episodes(features, labels, bank, dict(texts), ways=1, shots=shots)
     table = np.zeros((len(classes) + 1, len(classes) + 1), dtype=np.int64)
     with _evaluating(model):
@@ -108,6 +116,8 @@ def evaluate_episodes(
     _check(clues)
     if episodes.ways != 1:
         raise BadInput(f"episodes of {episodes.ways} classes", where="evaluate_episodes", fix="Make them with ways=1")
+    if batch < 1:
+        raise BadInput(f"batches of {batch}", where="evaluate_episodes", fix="Take at least 1")
     tables = {c: np.zeros((2, 2), dtype=np.int64) for c in episodes.classes}
     with _evaluating(model):
         for start in range(0, len(episodes), batch):
@@ -134,7 +144,11 @@ def fold(classes: int, which: int, *, folds: int = 4, interleaved: bool = False)
         BadInput: a fold that does not exist, or classes that cannot be shared out.
     """
     if folds < 2 or classes < folds or classes % folds or not 0 <= which < folds:
-        raise BadInput(f"fold {which} of {folds} with {classes} classes", where="fold")
+        raise BadInput(
+            f"fold {which} of {folds} with {classes} classes",
+            where="fold",
+            fix="Give a fold from 0, and classes that are a multiple of the folds",
+        )
     each, every = classes // folds, range(1, classes + 1)
     novel = [c for c in every if ((c - 1) % folds if interleaved else (c - 1) // each) == which]
     return [c for c in every if c not in novel], novel

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ class PrototypeSegmenter:
             are -inf, and it is not decoded if that is so in all pictures. None decodes all. For hundreds of classes.
 
     Raises:
-        BadInput: numbers below 1.
+        UnknownName: a rule that does not exist.
+        BadInput: numbers below 1, or a negative weight.
     """
 
     def __init__(
@@ -64,8 +66,14 @@ class PrototypeSegmenter:
         most: int = 16,
         least: float | None = None,
     ) -> None:
-        if regions < 1 or most < 1:
-            raise BadInput(f"regions={regions}, most={most}", where="PrototypeSegmenter", fix="Give at least one")
+        if rule not in get_args(Rule):
+            raise unknown_name("rule", rule, get_args(Rule))
+        if not isinstance(regions, Integral) or regions < 1 or most < 1 or not feature_weight >= 0:
+            raise BadInput(
+                f"regions={regions}, most={most}, feature_weight={feature_weight}",
+                where="PrototypeSegmenter",
+                fix="Give at least one region and prototype, and a weight from 0",
+            )
         self.model = MultiModalPrototypes() if model is None else model
         self.model.eval()
         self.dense, self.encode = dense, encode
@@ -109,7 +117,7 @@ class PrototypeSegmenter:
             BadInput: no clue at all, masks that do not fit or are empty, or an encoder that is missing.
         """
         if not name.strip():
-            raise BadInput("a class without a name", where="PrototypeSegmenter.add")
+            raise BadInput("a class without a name", where="PrototypeSegmenter.add", fix="Give a name")
         has_pictures = pictures is not None or features is not None
         if has_pictures != (masks is not None):
             raise BadInput("pictures and masks go together", where=f"class {name!r}", fix="Give both, or neither")
@@ -341,6 +349,8 @@ class PrototypeSegmenter:
         size = self.model.visual_projection.in_features
         if features.ndim != 4 or not len(features) or features.shape[1] != size:
             raise BadInput(f"features {tuple(features.shape)}", where=where, fix=f"Give [N, {size}, H, W]")
+        if not bool(torch.isfinite(features).all()):
+            raise BadInput("NaN or infinite values in the features", where=where, fix="Look for them in the pictures")
         return features.detach().to(self.model.background.device)
 
     def _capped(self, rows: Tensor) -> Tensor:
@@ -375,7 +385,11 @@ def _padded(values: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     for row, value in enumerate(values):
         if value is not None:
             if value.shape[1] != width:
-                raise BadInput(f"clues of {value.shape[1]} and {width} numbers", where="PrototypeSegmenter")
+                raise BadInput(
+                    f"clues of {value.shape[1]} and {width} numbers",
+                    where="PrototypeSegmenter",
+                    fix="Give all classes vectors of one encoder",
+                )
             found[row, : len(value)] = value
             mask[row, : len(value)] = True
     return found[None], mask[None]

@@ -10,6 +10,7 @@ quantile along the principal axis of [x, y, lambda * first principal feature]. D
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -95,8 +96,8 @@ def split_mask(
     """
     if rule not in get_args(Rule):
         raise unknown_name("rule", rule, get_args(Rule))
-    if regions < 1:
-        raise BadInput(f"{regions} regions", where="split_mask", fix="Give at least one")
+    if not isinstance(regions, Integral) or regions < 1:
+        raise BadInput(f"{regions} regions", where="split_mask", fix="Give at least one, and whole ones")
     if features is None and (rule != "median" or feature_weight):
         raise BadInput("no features", where="split_mask", fix="Give them, or rule='median' with feature_weight=0")
     mask = _checked(features, mask, "split_mask")
@@ -193,6 +194,10 @@ def _checked(features: Tensor | None, mask: Tensor, where: str) -> Tensor:
             where=where,
             fix="Give [H, W] and [D, H, W]; `to_grid` resizes a mask",
         )
+    if not bool(torch.isfinite(mask).all()) or bool((mask < 0).any()):
+        raise BadInput("the mask has values below 0, or NaN", where=where, fix="Give bool, or shares of the pixels")
+    if features is not None and not bool(torch.isfinite(features).all()):
+        raise BadInput("the features hold NaN or infinite values", where=where, fix="Look for them in the picture")
     mask = mask.to(torch.float32 if features is None else features.dtype)
     if not bool((mask > _TINY).any()):
         raise BadInput("the mask is empty", where=where, fix="Leave this support picture out")

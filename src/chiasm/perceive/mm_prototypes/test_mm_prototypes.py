@@ -489,3 +489,20 @@ def test_hostile_calls():
         small().losses(noise(1, F, 4, 4), Clues(text=noise(1, 1, 1, T)), torch.full((1, 4, 4), 2))
     with pytest.raises(BadInput, match="expected"):
         small()(noise(1, F + 1, 4, 4), Clues(text=noise(1, 1, 1, T)))
+
+
+def test_nan_fractions_of_regions_and_clues_of_other_batches_are_refused():
+    features, mask = noise(8, 5, 5), torch.ones(5, 5)
+    for make in (
+        lambda: visual_prototypes(features * torch.nan, mask, 3),
+        lambda: visual_prototypes(features, mask - 2 * torch.eye(5), 3),
+        lambda: split_mask(mask, features, 2.5),
+        lambda: small(temperature=float("nan")),
+        lambda: small(dice=float("nan")),
+        lambda: PrototypeSegmenter(small(), regions=2.5),
+        lambda: segmenter(rule="x"),
+        lambda: segmenter().add("a").segment(features=noise(1, F, 4, 4) * torch.nan),
+        lambda: Clues(noise(2, 3, 4, 6), background=noise(3, 2, 8)),
+    ):
+        with pytest.raises(BadInput):
+            make()
