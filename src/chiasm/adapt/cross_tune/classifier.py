@@ -222,12 +222,12 @@ class CrossTune(ClassifierMixin, BaseEstimator):
             vectors = self.descriptions
             if vectors is None:
                 vectors = from_examples(features, numbers, self.classes_)
-            shape: tuple[int, ...] = ()
+            shape: list[int] = []
             if not isinstance(vectors, (str, Path, Mapping)) and not callable(vectors):
-                shape = np.shape(vectors)
+                shape = list(np.shape(vectors))
             if len(shape) not in (2, 3) or shape[0] != len(self.classes_):
                 raise BadInput(
-                    f"descriptions of shape {shape} for {len(self.classes_)} classes",
+                    f"descriptions of shape {tuple(shape)} for {len(self.classes_)} classes",
                     where="CrossTune",
                     fix="Where inputs are vectors, give an array [C, d] or [C, Tc, d]",
                 )
