@@ -26,6 +26,8 @@ SMALL = "--small" in sys.argv
 LAYERS, BATCH, ROUNDS = (4, 4, 3) if SMALL else (12, 8, 7)
 WIDTH, HEADS, INNER = 768, 12, 3072
 ENOUGH, MOST = 0.8, 0.03
+# Sixteen a layer leave too few for sixteen in the last of twelve layers.
+SIXTEEN = ([16] * 11 + [10])[:LAYERS]
 
 
 def vit() -> CLIPVisionModel:
@@ -45,8 +47,12 @@ def encoder() -> list[dict]:
     """Encoding with and without merging; both models have the same weights, so that rounds can alternate."""
     pixels = torch.randn(BATCH, 3, 224, 224)
     plain, rows = vit(), []
-    methods = {f"CrossGET r={r}": CrossGET(r) for r in (13, 16)}
-    methods |= {"CrossGET r=16, full keys": CrossGET(16, keys="full"), "ToMe r=16": ToMe(16)}
+    methods = {
+        "CrossGET r=13": CrossGET(13),
+        "CrossGET r=16": CrossGET(SIXTEEN),
+        "CrossGET r=16, full keys": CrossGET(SIXTEEN, keys="full"),
+        "ToMe r=16": ToMe(SIXTEEN),
+    }
     for name, method in methods.items():
         model = vit()
         method.attach(model)
@@ -69,6 +75,16 @@ def encoder() -> list[dict]:
 
 
 def overhead() -> list[dict]:
+    """`shares` on one thread and on all: many small steps gain less from threads than the block's few large products."""
+    threads, rows = torch.get_num_threads(), []
+    for number in sorted({1, threads}):
+        torch.set_num_threads(number)
+        rows += shares(f"{number} thread{'s' * (number > 1)}")
+    torch.set_num_threads(threads)
+    return rows
+
+
+def shares(where: str) -> list[dict]:
     """Score, matching and merge of 16 of 198 tokens beside one ViT-B block, on queries and keys that this block made."""
     model = vit()
     block, x = model.encoder.layers[0], torch.randn(BATCH, 198, WIDTH)
@@ -94,7 +110,7 @@ def overhead() -> list[dict]:
         share = ratio(seconds, name, "block")
         rows.append(
             {
-                "what": f"matching and merging, {name}",
+                "what": f"matching and merging, {name}, {where}",
                 "full ms": 1000 * median(seconds["block"]) / BATCH,
                 "ms": 1000 * median(seconds[name]) / BATCH,
                 "share of a block": share,
