@@ -474,6 +474,23 @@ def test_pictures_without_labels_and_models_without_pictures_are_refused(sentenc
         CMAClassifier(sentence_model, validation=1.5).fit(PICTURES, NAMES)
 
 
+def test_the_tuned_classifier_keeps_the_contract_of_estimators(sentence_model):
+    settings = {"words": ["dog", "sun"], "epochs": 1, "batch_size": 6, "rate": 1e-3, "share": 1.0, "validation": 0.25}
+    cma = CMAClassifier(sentence_model, **settings)
+    assert {name: cma.get_params()[name] for name in settings} == settings
+    before = set(vars(cma))
+    twin = clone(cma, safe=False)
+    assert cma.fit(PICTURES, NAMES) is cma
+    learned = set(vars(cma)) - before
+    assert learned
+    assert all(name.endswith("_") for name in learned)
+    twin.fit(PICTURES, NAMES)
+    np.testing.assert_array_equal(twin.score_samples(PICTURES), cma.score_samples(PICTURES))
+    shares = cma.predict_proba(PICTURES)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    assert (cma.classes_[shares.argmax(axis=1)] == cma.predict(PICTURES)).all()
+
+
 def test_an_empty_list_of_negatives_is_none():
     X, y = blobs()
     texts = np.eye(3, 12, dtype=np.float32)
