@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chiasm.cli.console import bar, note, one_line, print_json, printable, waiting
+from chiasm.cli.filter_options import ModalityOption, PathOption, WhereOption
 from chiasm.cli.search import facts
 from chiasm.cli.store_option import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from chiasm.errors import BadInput
@@ -41,20 +42,9 @@ def command(
     vision: Annotated[bool, typer.Option("--vision", help="Send pictures to the language model too.")] = False,
     k: Annotated[int, typer.Option("-k", "--passages", help="Passages to answer from.")] = 8,
     sentences: Annotated[int, typer.Option(help="Most sentences of an offline answer.")] = 2,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Only text, image, audio or video; may be repeated.", show_default=False)
-    ] = None,
-    path: Annotated[
-        str | None, typer.Option(help="Only files in this folder, or this file.", show_default=False)
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only items with this fact, for example page=3; may be repeated.",
-            metavar="NAME=VALUE",
-            show_default=False,
-        ),
-    ] = None,
+    modality: ModalityOption = None,
+    path: PathOption = None,
+    where: WhereOption = None,
     rate: Annotated[float, typer.Option(help="Share of questions without an answer that may get one.")] = 0.05,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from chiasm.cli.console import bar, note, one_line, print_json, print_table, printable, waiting
 from chiasm.cli.contact_sheet import p_value, write
+from chiasm.cli.filter_options import ModalityOption, PathOption, WhereOption
 from chiasm.cli.store_option import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from chiasm.errors import BadInput
 
@@ -31,20 +32,9 @@ def command(
             "--file", "--image", "-f", help="Search by this picture, recording, clip or document.", show_default=False
         ),
     ] = None,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Only text, image, audio or video; may be repeated.", show_default=False)
-    ] = None,
-    path: Annotated[
-        str | None, typer.Option(help="Only files in this folder, or this file.", show_default=False)
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only items with this fact, for example page=3 or 'width>=800'; may be repeated.",
-            metavar="NAME=VALUE",
-            show_default=False,
-        ),
-    ] = None,
+    modality: ModalityOption = None,
+    path: PathOption = None,
+    where: WhereOption = None,
     since: Annotated[
         str | None,
         typer.Option(help="Only what was indexed at or after this time, for example 2026-05-31.", show_default=False),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from chiasm.cli.console import waiting
+from chiasm.cli.filter_options import ModalityOption
 from chiasm.cli.search import show
 from chiasm.cli.store_option import DEFAULT_STORE, JsonOption, StoreOption, open_store
 
@@ -23,9 +24,7 @@ def command(
     ],
     store: StoreOption = DEFAULT_STORE,
     k: Annotated[int, typer.Option("-k", "--limit", help="Number of hits.")] = 10,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="Only text, image, audio or video; may be repeated.", show_default=False)
-    ] = None,
+    modality: ModalityOption = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the hits with thumbnails to this page.", show_default=False)
     ] = None,

@@ -6,7 +6,6 @@ Any Hugging Face model of either kind serves; the paper's are `distilbert-base-u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,6 @@ class ClassifierRouter(QuestionRouter):
         batch_size: int = 64,
         weight_decay: float = 0.01,
         seed: int = 0,
-        out: str | Path | None = None,
     ) -> ClassifierRouter:
         """Fine-tunes the model with the Hugging Face trainer; defaults are the paper's (AdamW, cross-entropy).
 
@@ -60,14 +58,12 @@ class ClassifierRouter(QuestionRouter):
             questions, targets: what to learn from.
             epochs, rate, batch_size, weight_decay: of the trainer.
             seed: of the order of questions.
-            out: where the trainer writes; by default a temporary folder.
 
         Raises:
             BadInput: a target that is no label.
+            MissingExtra: ``chiasm[train]`` is not installed.
         """
-        import tempfile
-
-        from transformers import Trainer, TrainingArguments
+        from chiasm.learn.fitting import fit_module  # brings torch along
 
         unknown = sorted(set(targets) - set(self.names))
         if unknown or len(questions) != len(targets) or not len(questions):
@@ -78,20 +74,17 @@ class ClassifierRouter(QuestionRouter):
             {**self._one(question), "labels": self.names.index(name)}
             for question, name in zip(questions, targets, strict=True)
         ]
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=str(out or folder),
-                num_train_epochs=epochs,
-                learning_rate=rate,
-                per_device_train_batch_size=batch_size,
-                weight_decay=weight_decay,
-                seed=seed,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                logging_strategy="no",
-            )
-            Trainer(self.model, arguments, train_dataset=rows, data_collator=self._collate).train()  # type: ignore[arg-type]
+        fit_module(
+            self.model,
+            rows,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            collate=self._collate,
+            learning_rate=rate,
+            weight_decay=weight_decay,
+            logging_strategy="no",
+        )
         self.model.eval()
         return self
 
